@@ -1,0 +1,27 @@
+"""Kernels for scribble-supervised segmentation (BLPSeg, IEEE TIP 2023), with autograd.
+
+Ops: ``lam``, ``blp_loss``, ``annotation_loss``, ``pseudo_labels``, ``upsample_argmax``. Modules:
+``LocalAggregation``, ``BLPLoss``. ``reference`` holds a plain PyTorch twin of every op. Needs torch
+alone; ``python -m blpseg_ops`` tells which kernels are built and which backend each op takes.
+"""
+
+from blpseg_ops import reference
+from blpseg_ops._version import __version__
+from blpseg_ops.modules import BLPLoss, LocalAggregation
+from blpseg_ops.ops.annotation_loss import annotation_loss
+from blpseg_ops.ops.blp_loss import blp_loss
+from blpseg_ops.ops.lam import lam
+from blpseg_ops.ops.pseudo_labels import pseudo_labels
+from blpseg_ops.ops.upsample_argmax import upsample_argmax
+
+__all__ = [
+    "BLPLoss",
+    "LocalAggregation",
+    "__version__",
+    "annotation_loss",
+    "blp_loss",
+    "lam",
+    "pseudo_labels",
+    "reference",
+    "upsample_argmax",
+]

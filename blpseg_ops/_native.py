@@ -1,0 +1,106 @@
+"""Loads the native libraries, and keeps what there is to say where that does not work.
+
+``blpseg_ops._C`` (CPU kernels) and ``libblpseg_cuda.so`` register their kernels with torch's
+dispatcher when they are loaded. Without them every op runs on its reference; the cause is shown
+once, at first use, and by ``python -m blpseg_ops`` in full.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from blpseg_ops import _schemas  # noqa: F401  (kernels attach to the schemas)
+
+if TYPE_CHECKING:
+    from blpseg_ops._C import BuildInfo
+
+PACKAGE = Path(__file__).parent
+CUDA_LIBRARY = PACKAGE / "libblpseg_cuda.so"
+
+
+def _read_report() -> dict[str, str | None]:
+    """What setup.py wrote down of the build; empty where blpseg_ops was never installed."""
+    try:
+        report: dict[str, str | None] = json.loads((PACKAGE / "_native_build.json").read_text())
+    except FileNotFoundError:
+        return {}
+    return report
+
+
+def _load_cpu() -> str | None:
+    """Load the CPU kernels; return why they are missing, or None."""
+    report = _read_report()
+    if not report:
+        return "blpseg was not installed: its native code was never built"
+    if report["cpu"] is not None:
+        return report["cpu"]
+    try:
+        importlib.import_module("blpseg_ops._C")
+    except ImportError as error:
+        return f"built, but it does not load: {error}"
+    return None
+
+
+def _load_cuda() -> str | None:
+    """Load the CUDA kernels where torch has CUDA; return why they are missing, or None."""
+    if CPU_PROBLEM is not None:
+        return CPU_PROBLEM
+    problem = _read_report()["cuda"]
+    if problem is not None:
+        return problem
+    if not torch.backends.cuda.is_built():
+        return f"built, but not loaded: this torch ({torch.__version__}) is built without CUDA"
+    try:
+        torch.ops.load_library(str(CUDA_LIBRARY))
+    except OSError as error:
+        return f"built, but it does not load: {error}"
+    return None
+
+
+CPU_PROBLEM: str | None = _load_cpu()
+CUDA_PROBLEM: str | None = _load_cuda()
+
+
+def build_info() -> BuildInfo | None:
+    """How the native code was built (see ``blpseg_ops._C.build_info``), or None without any."""
+    if CPU_PROBLEM is not None:
+        return None
+    from blpseg_ops import _C
+
+    return _C.build_info()
+
+
+def remedy() -> str:
+    """The command that builds the native code again, and makes a failure loud."""
+    source = _read_report().get("source")
+    if source is None:
+        source = str(PACKAGE.parent)
+    what = f"-e {source}" if (Path(source) / "setup.py").exists() else "blpseg"
+    return f"BLPSEG_NATIVE=1 pip install -v --force-reinstall --no-deps {what}"
+
+
+_noticed = False
+
+
+def notice_missing(device_type: str) -> None:
+    """Warn, once a process, that ops run on the reference because native code is missing.
+
+    Who asked for that (BLPSEG_NATIVE=0, BLPSEG_CUDA=0) is not warned.
+    """
+    global _noticed
+    problem = {"cpu": CPU_PROBLEM, "cuda": CUDA_PROBLEM}.get(device_type)
+    if _noticed or problem is None or "=0 was set" in problem or torch.compiler.is_compiling():
+        return
+    _noticed = True
+    warnings.warn(
+        f"blpseg_ops runs on its slow PyTorch reference, since its {device_type.upper()} kernels "
+        f"are missing: {problem}\nTo mend it: {remedy()}\nMore: python -m blpseg_ops",
+        RuntimeWarning,
+        stacklevel=4,
+    )

@@ -1,0 +1,36 @@
+"""The operators ``torch.ops.blpseg.*``: every schema, once.
+
+Kernels for a device attach to these names from csrc/ (C++, CUDA) or from Python (Triton, and the
+reference as fallback for every device); fake kernels, gradients and autocast rules from
+``blpseg_ops/ops/``. Where an operator returns more than its public function does, the rest is what
+its backward needs and cannot make again cheaply.
+"""
+
+from __future__ import annotations
+
+import torch
+
+LIBRARY = torch.library.Library("blpseg", "DEF")
+
+for _schema in (
+    # log_denominator [N, h, w]: log(Z + eps T) of every target pixel.
+    "lam(Tensor features, Tensor values, float sigma, float eps, float scale)"
+    " -> (Tensor output, Tensor log_denominator)",
+    "lam_backward(Tensor grad_output, Tensor features, Tensor values, Tensor output,"
+    " Tensor log_denominator, float sigma, float eps, float scale)"
+    " -> (Tensor grad_features, Tensor grad_values)",
+    # weight_sum [N]: the sum of the BLP weights of every image.
+    "blp_loss(Tensor seg_logits, Tensor annotation_logits, Tensor target, float gamma,"
+    " int ignore_index) -> (Tensor loss, Tensor weight_sum)",
+    "blp_loss_backward(Tensor grad_loss, Tensor seg_logits, Tensor annotation_logits,"
+    " Tensor target, Tensor weight_sum, float gamma, int ignore_index) -> Tensor",
+    # weight_sum []: the sum of the class weights of the batch's pixels.
+    "annotation_loss(Tensor annotation_logits, Tensor target, float unlabeled_weight,"
+    " int ignore_index) -> (Tensor loss, Tensor weight_sum)",
+    "annotation_loss_backward(Tensor grad_loss, Tensor annotation_logits, Tensor target,"
+    " Tensor weight_sum, float unlabeled_weight, int ignore_index) -> Tensor",
+    "pseudo_labels(Tensor seg_logits, Tensor target, Tensor class_present, float threshold,"
+    " int ignore_index) -> Tensor",
+    "upsample_argmax(Tensor logits, SymInt[2] size) -> Tensor",
+):
+    LIBRARY.define(_schema, tags=(torch.Tag.pt2_compliant_tag,))

@@ -1,0 +1,1 @@
+"""The public functions, one file an op: checks, dispatch, and what torch must know of the op."""

@@ -1,0 +1,39 @@
+"""What every op tells torch about itself, in one call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from blpseg_ops._schemas import LIBRARY
+
+
+def register(
+    op: str,
+    *,
+    fallback: Callable[..., Any],
+    fake: Callable[..., Any],
+    backward: Callable[..., Any] | None = None,
+    setup_context: Callable[..., None] | None = None,
+    autocast_to_float32: bool = False,
+) -> None:
+    """Attach the pieces of ``blpseg::<op>`` that are the same whatever the device.
+
+    Args:
+        op: Name of an operator defined in ``_schemas.py``.
+        fallback: The reference, used on every device for which no kernel is registered.
+        fake: Shapes and dtypes of the results, for torch.compile and torch.export.
+        backward: Gradient formula, as torch.library.register_autograd takes it.
+        setup_context: What to save for it.
+        autocast_to_float32: Under autocast, widen floating-point inputs (but float64) to float32.
+    """
+    name = f"blpseg::{op}"
+    LIBRARY.impl(op, fallback, "CompositeExplicitAutograd")
+    torch.library.register_fake(name, fake, lib=LIBRARY)
+    if backward is not None:
+        torch.library.register_autograd(name, backward, setup_context=setup_context, lib=LIBRARY)
+    if autocast_to_float32:
+        for device_type in ("cpu", "cuda"):
+            torch.library.register_autocast(name, device_type, torch.float32, lib=LIBRARY)

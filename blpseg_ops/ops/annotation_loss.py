@@ -1,0 +1,97 @@
+"""``annotation_loss``: the loss of the head that predicts where people annotate."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from blpseg_ops import _checks, backends, reference
+from blpseg_ops.ops._register import register
+from blpseg_ops.reference.annotation_loss import annotation_loss_backward, annotation_loss_forward
+from blpseg_ops.reference.resize import accumulate_dtype
+
+
+def annotation_loss(
+    annotation_logits: Tensor,  # [N, K + 1, h, w]
+    target: Tensor,  # [N, H, W]
+    *,
+    unlabeled_weight: float = 0.02,
+    ignore_index: int = 255,
+    backend: str = "auto",
+) -> Tensor:  # []
+    """Cross entropy over K + 1 classes, the last of which is "nobody annotates here".
+
+    Logits are first resized to H x W (bilinear, half-pixel centres). Class weights are 1 for the
+    classes and ``unlabeled_weight`` for unlabelled pixels, which are nearly all; the sum is normalised
+    by the sum of the weights over the batch. 0, not NaN, when every pixel is ignored. Under autocast
+    logits are taken in float32.
+
+    Args:
+        annotation_logits: [N, K + 1, h, w], floating point, at least two channels.
+        target: [N, H, W], uint8, int16, int32 or int64: 0..K-1 a class, K unlabelled, ignore_index.
+        unlabeled_weight: Weight of unlabelled pixels, >= 0.
+        ignore_index: Value of pixels to leave out; outside 0..K.
+        backend: "auto", "reference", or the name of a kernel that the device has.
+
+    Returns:
+        A scalar, float64 for float64 logits, else float32.
+
+    Raises:
+        TypeError: An input is not a tensor or has the wrong dtype.
+        ValueError: A shape, device, number or backend does not fit; or, on the CPU, a value of the
+            target is none of those above.
+
+    Source: Wang et al. 2023 (IEEE TIP 32), annotation branch.
+    """
+    _checks.maps("annotation_loss", "annotation_logits", annotation_logits, "[N, K + 1, h, w]")
+    classes = annotation_logits.shape[1] - 1
+    if classes < 1:
+        raise ValueError("annotation_loss: annotation_logits must have K + 1 >= 2 channels, got 1")
+    _checks.target("annotation_loss", target, "annotation_logits", annotation_logits)
+    _checks.not_negative("annotation_loss", "unlabeled_weight", unlabeled_weight)
+    _checks.ignore_index("annotation_loss", ignore_index, classes)
+    if backends.use_reference("annotation_loss", annotation_logits.device.type, backend):
+        return reference.annotation_loss(
+            annotation_logits, target, unlabeled_weight=unlabeled_weight, ignore_index=ignore_index
+        )
+    loss: Tensor = torch.ops.blpseg.annotation_loss(
+        annotation_logits, target, unlabeled_weight, ignore_index
+    )[0]
+    return loss
+
+
+def _fake(
+    annotation_logits: Tensor, target: Tensor, unlabeled_weight: float, ignore_index: int
+) -> tuple[Tensor, Tensor]:
+    dtype = accumulate_dtype(annotation_logits.dtype)
+    return annotation_logits.new_empty((), dtype=dtype), annotation_logits.new_empty(
+        (), dtype=dtype
+    )
+
+
+def _fake_backward(grad_loss: Tensor, annotation_logits: Tensor, *_: Any) -> Tensor:
+    return annotation_logits.new_empty(annotation_logits.shape)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    annotation_logits, target, *ctx.numbers = inputs
+    ctx.save_for_backward(annotation_logits, target, output[1])
+    ctx.mark_non_differentiable(output[1])
+
+
+def _backward(ctx: Any, grad_loss: Tensor, _: None) -> tuple[Tensor | None, ...]:
+    grad = torch.ops.blpseg.annotation_loss_backward(grad_loss, *ctx.saved_tensors, *ctx.numbers)
+    return grad, None, None, None
+
+
+register(
+    "annotation_loss",
+    fallback=annotation_loss_forward,
+    fake=_fake,
+    backward=_backward,
+    setup_context=_setup_context,
+    autocast_to_float32=True,
+)
+register("annotation_loss_backward", fallback=annotation_loss_backward, fake=_fake_backward)

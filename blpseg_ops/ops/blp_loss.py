@@ -1,0 +1,113 @@
+"""``blp_loss``: the cross entropy that weighs rarely scribbled places up."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from blpseg_ops import _checks, backends, reference
+from blpseg_ops.ops._register import register
+from blpseg_ops.reference.blp_loss import blp_loss_backward, blp_loss_forward
+from blpseg_ops.reference.resize import accumulate_dtype
+
+
+def blp_loss(
+    seg_logits: Tensor,  # [N, K, h, w]
+    annotation_logits: Tensor,  # [N, K + 1, h, w]
+    target: Tensor,  # [N, H, W]
+    *,
+    gamma: float = 2.0,
+    ignore_index: int = 255,
+    backend: str = "auto",
+) -> Tensor:  # []
+    """Cross entropy at labelled pixels, each weighted by (1 - q_y p_y)^gamma.
+
+    Both logits are first resized to H x W (bilinear, half-pixel centres). p is the softmax of the
+    class logits and q that of the annotation logits, so that q_y is the probability that somebody
+    labels this pixel y. Labels where nobody tends to scribble, and where the network is not sure yet,
+    weigh most. Every image's loss is normalised by its own weights (plus 1e-7); the result is the mean
+    over images. An image without labelled pixels gives 0. ``gamma=0`` is the partial cross entropy.
+
+    Only ``seg_logits`` gets a gradient; the weights are constants in backward. Under autocast logits
+    are taken in float32.
+
+    Args:
+        seg_logits: [N, K, h, w], floating point.
+        annotation_logits: [N, K + 1, h, w], the dtype and device of seg_logits; channel K is "nobody
+            annotates here".
+        target: [N, H, W], uint8, int16, int32 or int64: 0..K-1 a class, K unlabelled, ignore_index.
+        gamma: Exponent of the weight, >= 0.
+        ignore_index: Value of pixels to leave out; outside 0..K.
+        backend: "auto", "reference", or the name of a kernel that the device has.
+
+    Returns:
+        A scalar, float64 for float64 logits, else float32.
+
+    Raises:
+        TypeError: An input is not a tensor or has the wrong dtype.
+        ValueError: A shape, device, number or backend does not fit; or, on the CPU, a value of the
+            target is none of those above.
+
+    Source: Wang et al. 2023 (IEEE TIP 32), BLP loss.
+    """
+    _checks.maps("blp_loss", "seg_logits", seg_logits, "[N, K, h, w]")
+    _checks.maps("blp_loss", "annotation_logits", annotation_logits, "[N, K + 1, h, w]")
+    if not torch.is_autocast_enabled(seg_logits.device.type):
+        _checks.same_dtype(
+            "blp_loss", "annotation_logits", annotation_logits, "seg_logits", seg_logits
+        )
+    _checks.same_grid("blp_loss", "annotation_logits", annotation_logits, "seg_logits", seg_logits)
+    classes = seg_logits.shape[1]
+    if annotation_logits.shape[1] != classes + 1:
+        raise ValueError(
+            f"blp_loss: annotation_logits must have K + 1 = {classes + 1} channels, one more than "
+            f"seg_logits, got {annotation_logits.shape[1]}"
+        )
+    _checks.target("blp_loss", target, "seg_logits", seg_logits)
+    _checks.not_negative("blp_loss", "gamma", gamma)
+    _checks.ignore_index("blp_loss", ignore_index, classes)
+    if backends.use_reference("blp_loss", seg_logits.device.type, backend):
+        return reference.blp_loss(
+            seg_logits, annotation_logits, target, gamma=gamma, ignore_index=ignore_index
+        )
+    loss: Tensor = torch.ops.blpseg.blp_loss(
+        seg_logits, annotation_logits, target, gamma, ignore_index
+    )[0]
+    return loss
+
+
+def _fake(
+    seg_logits: Tensor, annotation_logits: Tensor, target: Tensor, gamma: float, ignore_index: int
+) -> tuple[Tensor, Tensor]:
+    dtype = accumulate_dtype(seg_logits.dtype)
+    return seg_logits.new_empty((), dtype=dtype), seg_logits.new_empty(len(seg_logits), dtype=dtype)
+
+
+def _fake_backward(grad_loss: Tensor, seg_logits: Tensor, *_: Any) -> Tensor:
+    return seg_logits.new_empty(seg_logits.shape)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    seg_logits, annotation_logits, target, *ctx.numbers = inputs
+    ctx.save_for_backward(seg_logits, annotation_logits, target, output[1])
+    ctx.mark_non_differentiable(output[1])
+
+
+def _backward(ctx: Any, grad_loss: Tensor, _: None) -> tuple[Tensor | None, ...]:
+    if not ctx.needs_input_grad[0]:  # annotation_logits alone asked; their gradient is none
+        return None, None, None, None, None
+    grad = torch.ops.blpseg.blp_loss_backward(grad_loss, *ctx.saved_tensors, *ctx.numbers)
+    return grad, None, None, None, None
+
+
+register(
+    "blp_loss",
+    fallback=blp_loss_forward,
+    fake=_fake,
+    backward=_backward,
+    setup_context=_setup_context,
+    autocast_to_float32=True,
+)
+register("blp_loss_backward", fallback=blp_loss_backward, fake=_fake_backward)

@@ -1,0 +1,101 @@
+"""``lam``: the local aggregation module as an op."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from blpseg_ops import _checks, backends, reference
+from blpseg_ops.ops._register import register
+from blpseg_ops.reference.lam import lam_backward, lam_forward
+from blpseg_ops.reference.resize import accumulate_dtype
+
+
+def lam(
+    features: Tensor,  # [N, D, h, w]
+    values: Tensor,  # [N, C, h, w]
+    sigma: float = 6.0,
+    *,
+    eps: float = 0.0,
+    scale: float = 1.0,
+    backend: str = "auto",
+) -> Tensor:  # [N, C, h, w]
+    """Replace every pixel's values by a mean over the pixels that are near and look alike.
+
+    With features f, values v and grid positions p of pixels a (source) and b (target)::
+
+        w_ab  = exp(scale * <f_a, f_b> - |p_a - p_b|^2 / (2 sigma^2))
+        out_b = sum_a w_ab v_a / (sum_a w_ab + eps * sum_a exp(scale * <f_a, f_b>))
+
+    With ``eps=0`` this is attention with an additive Gaussian bias: query and key are the features,
+    without normalisation and without a 1/sqrt(D). Gradients flow to features (as query and as key) and
+    to values. Under autocast both are taken in float32: scores are as large as |f|^2.
+
+    Args:
+        features: [N, D, h, w], floating point. What "alike" is measured in.
+        values: [N, C, h, w], the dtype and device of features. What is averaged, often logits.
+        sigma: Standard deviation of the Gaussian, in pixels of the h x w grid, > 0.
+        eps: Guard of the published program, >= 0. 0 is the method; 1e-7 gives the published numbers.
+        scale: Factor on the scores.
+        backend: "auto", "reference", or the name of a kernel that the device has; see
+            :mod:`blpseg_ops.backends`.
+
+    Returns:
+        [N, C, h, w], the dtype of values. Computed in float64 for float64, else in float32.
+
+    Raises:
+        TypeError: An input is not a tensor, not floating point, or the dtypes differ.
+        ValueError: A shape, device, number or backend does not fit.
+
+    Source: Wang et al. 2023 (IEEE TIP 32), local aggregation module.
+    """
+    _checks.maps("lam", "features", features, "[N, D, h, w]")
+    _checks.maps("lam", "values", values, "[N, C, h, w]")
+    if not torch.is_autocast_enabled(values.device.type):  # which makes them alike itself
+        _checks.same_dtype("lam", "values", values, "features", features)
+    _checks.same_grid("lam", "values", values, "features", features)
+    _checks.positive("lam", "sigma", sigma)
+    _checks.not_negative("lam", "eps", eps)
+    _checks.finite("lam", "scale", scale)
+    if backends.use_reference("lam", values.device.type, backend):
+        return reference.lam(features, values, sigma, eps=eps, scale=scale)
+    output: Tensor = torch.ops.blpseg.lam(features, values, sigma, eps, scale)[0]
+    return output
+
+
+def _fake(
+    features: Tensor, values: Tensor, sigma: float, eps: float, scale: float
+) -> tuple[Tensor, Tensor]:
+    n, _, h, w = values.shape
+    denominator = features.new_empty(n, h, w, dtype=accumulate_dtype(features.dtype))
+    return values.new_empty(values.shape), denominator
+
+
+def _fake_backward(
+    grad_output: Tensor, features: Tensor, values: Tensor, *_: Any
+) -> tuple[Tensor, Tensor]:
+    return features.new_empty(features.shape), values.new_empty(values.shape)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    features, values, *ctx.numbers = inputs
+    ctx.save_for_backward(features, values, *output)
+    ctx.mark_non_differentiable(output[1])
+
+
+def _backward(ctx: Any, grad_output: Tensor, _: None) -> tuple[Tensor | None, ...]:
+    grads = torch.ops.blpseg.lam_backward(grad_output, *ctx.saved_tensors, *ctx.numbers)
+    return *grads, None, None, None
+
+
+register(
+    "lam",
+    fallback=lam_forward,
+    fake=_fake,
+    backward=_backward,
+    setup_context=_setup_context,
+    autocast_to_float32=True,
+)
+register("lam_backward", fallback=lam_backward, fake=_fake_backward)

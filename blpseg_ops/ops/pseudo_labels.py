@@ -1,0 +1,92 @@
+"""``pseudo_labels``: the targets of self-training."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from blpseg_ops import _checks, backends, reference
+from blpseg_ops.ops._register import register
+
+
+def pseudo_labels(
+    seg_logits: Tensor,  # [N, K, h, w]
+    target: Tensor,  # [N, H, W]
+    class_present: Tensor,  # [N, K] bool
+    *,
+    threshold: float = 0.9,
+    ignore_index: int = 255,
+    backend: str = "auto",
+) -> Tensor:  # [N, H, W]
+    """Label what the network is sure of, and keep what people said.
+
+    Logits are resized to H x W (bilinear, half-pixel centres) and p is their softmax over all K
+    classes; classes absent from the image's scribbles are then set to 0. A pixel takes the largest
+    (ties: the lowest class) where that is at least ``threshold``, else ``ignore_index``. Scribbled
+    pixels keep their scribble and ignored ones stay ignored. There is no gradient.
+
+    Args:
+        seg_logits: [N, K, h, w], floating point.
+        target: [N, H, W], uint8, int16, int32 or int64: 0..K-1 a class, K unlabelled, ignore_index.
+        class_present: [N, K] bool, the classes that each image's scribbles name.
+        threshold: Least probability of a label, 0..1.
+        ignore_index: Value of pixels without a label; outside 0..K.
+        backend: "auto", "reference", or the name of a kernel that the device has.
+
+    Returns:
+        [N, H, W] label map, uint8 where K and ignore_index fit, else int32.
+
+    Raises:
+        TypeError: An input is not a tensor or has the wrong dtype.
+        ValueError: A shape, device, number or backend does not fit; or, on the CPU, a value of the
+            target is none of those above.
+
+    Source: Wang et al. 2023 (IEEE TIP 32), self-training.
+    """
+    _checks.maps("pseudo_labels", "seg_logits", seg_logits, "[N, K, h, w]")
+    classes = seg_logits.shape[1]
+    _checks.target("pseudo_labels", target, "seg_logits", seg_logits)
+    _checks.tensor("pseudo_labels", "class_present", class_present)
+    if class_present.dtype != torch.bool:
+        raise TypeError(
+            f"pseudo_labels: class_present must be torch.bool, got {class_present.dtype}"
+        )
+    if class_present.shape != seg_logits.shape[:2]:
+        raise ValueError(
+            f"pseudo_labels: class_present must have shape [N, K] = {list(seg_logits.shape[:2])}, "
+            f"got {list(class_present.shape)}"
+        )
+    _checks.same_device("pseudo_labels", "class_present", class_present, "seg_logits", seg_logits)
+    if not 0 <= threshold <= 1:
+        raise ValueError(f"pseudo_labels: threshold must be in 0..1, got {threshold}")
+    _checks.ignore_index("pseudo_labels", ignore_index, classes)
+    if backends.use_reference("pseudo_labels", seg_logits.device.type, backend):
+        return reference.pseudo_labels(
+            seg_logits.detach(),
+            target,
+            class_present,
+            threshold=threshold,
+            ignore_index=ignore_index,
+        )
+    labels: Tensor = torch.ops.blpseg.pseudo_labels(
+        seg_logits.detach(), target, class_present, threshold, ignore_index
+    )
+    return labels
+
+
+def _fallback(
+    seg_logits: Tensor, target: Tensor, class_present: Tensor, threshold: float, ignore_index: int
+) -> Tensor:
+    return reference.pseudo_labels(
+        seg_logits, target, class_present, threshold=threshold, ignore_index=ignore_index
+    )
+
+
+def _fake(
+    seg_logits: Tensor, target: Tensor, class_present: Tensor, threshold: float, ignore_index: int
+) -> Tensor:
+    dtype = _checks.label_dtype(seg_logits.shape[1], ignore_index)
+    return target.new_empty(target.shape, dtype=dtype)
+
+
+register("pseudo_labels", fallback=_fallback, fake=_fake)

@@ -1,0 +1,50 @@
+"""``upsample_argmax``: from low-resolution logits to the predicted label map."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from blpseg_ops import _checks, backends, reference
+from blpseg_ops.ops._register import register
+
+
+def upsample_argmax(
+    logits: Tensor,  # [N, K, h, w]
+    size: Sequence[int],  # (H, W)
+    *,
+    backend: str = "auto",
+) -> Tensor:  # [N, H, W]
+    """The class of the largest resized logit of every pixel, without the resized logits.
+
+    Logits are resized to H x W (bilinear, half-pixel centres, any factor). Of equal logits the lowest
+    class wins; NaN counts as largest, as in torch.argmax. There is no gradient.
+
+    Args:
+        logits: [N, K, h, w], floating point.
+        size: (H, W), in pixels.
+        backend: "auto", "reference", or the name of a kernel that the device has.
+
+    Returns:
+        [N, H, W] label map, uint8 for K <= 255, else int32.
+
+    Raises:
+        TypeError: logits are not a floating-point tensor.
+        ValueError: A shape, size or backend does not fit.
+    """
+    _checks.maps("upsample_argmax", "logits", logits, "[N, K, h, w]")
+    _checks.size("upsample_argmax", size)
+    if backends.use_reference("upsample_argmax", logits.device.type, backend):
+        return reference.upsample_argmax(logits.detach(), size)
+    labels: Tensor = torch.ops.blpseg.upsample_argmax(logits.detach(), size)
+    return labels
+
+
+def _fake(logits: Tensor, size: Sequence[int]) -> Tensor:
+    dtype = _checks.label_dtype(logits.shape[1])
+    return logits.new_empty(logits.shape[0], *size, dtype=dtype)
+
+
+register("upsample_argmax", fallback=reference.upsample_argmax, fake=_fake)

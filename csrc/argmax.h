@@ -1,0 +1,16 @@
+// The order by which an arg max over classes is decided, written once for host and device.
+#pragma once
+
+#include "bilinear.h"
+
+namespace blpseg {
+
+// Whether a class with this logit displaces the best one so far. Classes are offered in rising
+// order, so "strictly larger" lets the lowest of equals win; NaN ranks above all, as in
+// torch.argmax.
+template <typename T>
+BLPSEG_HOST_DEVICE inline bool displaces(T logit, T best) {
+  return (logit > best) | ((logit != logit) & (best == best));
+}
+
+}  // namespace blpseg

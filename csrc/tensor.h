@@ -1,0 +1,67 @@
+// What kernels share when they take tensors from torch: element types and label maps.
+#pragma once
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/BFloat16.h>
+#include <torch/headeronly/util/Half.h>
+
+#include <cstdint>
+#include <type_traits>
+
+namespace blpseg {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+// Sums and blends are made in float32 or better, whatever the inputs are stored in.
+template <typename T>
+using accumulate_t = std::conditional_t<std::is_same_v<T, double>, double, float>;
+
+// Calls visit(T{}) with the C++ type of a floating-point dtype.
+template <typename F>
+void dispatch_floating(const char* op, ScalarType dtype, F&& visit) {
+  switch (dtype) {
+    case ScalarType::Float:
+      return visit(float{});
+    case ScalarType::Double:
+      return visit(double{});
+    case ScalarType::Half:
+      return visit(torch::headeronly::Half{});
+    case ScalarType::BFloat16:
+      return visit(torch::headeronly::BFloat16{});
+    default:
+      STD_TORCH_CHECK(false, op, ": expected logits of float16, bfloat16, float32 or float64, got ",
+                      torch::headeronly::toString(dtype));
+  }
+}
+
+// Label maps are uint8 where the number of classes fits, int32 where it does not; the same rule
+// stands in blpseg_ops/_checks.py. Calls visit(T{}) with that type.
+inline ScalarType label_dtype(int64_t classes) {
+  return classes <= 255 ? ScalarType::Byte : ScalarType::Int;
+}
+
+template <typename F>
+void dispatch_label(ScalarType dtype, F&& visit) {
+  return dtype == ScalarType::Byte ? visit(uint8_t{}) : visit(int32_t{});
+}
+
+// A rank-4 tensor as kernels read it: strides as given, so no layout needs a copy. [N, C, H, W]
+template <typename T>
+struct View4 {
+  const T* data;
+  int64_t size[4];
+  int64_t stride[4];
+
+  explicit View4(const Tensor& tensor) : data(static_cast<const T*>(tensor.const_data_ptr())) {
+    for (int axis = 0; axis < 4; ++axis) {
+      size[axis] = tensor.size(axis);
+      stride[axis] = tensor.stride(axis);
+    }
+  }
+};
+
+}  // namespace blpseg

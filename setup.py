@@ -1,0 +1,146 @@
+"""Drives CMake (see CMakeLists.txt, which alone describes the native build) from setuptools.
+
+The install never fails for want of native code: blpseg_ops works in pure Python too. What could
+not be built, and why, is written to blpseg_ops/_native_build.json, from where blpseg_ops shows it.
+
+Environment:
+    BLPSEG_NATIVE         0: build no native code; 1: a failed native build fails the install
+    BLPSEG_CUDA           0: leave the CUDA library out even where nvcc is found
+    TORCH_CUDA_ARCH_LIST  as for PyTorch's own extensions, e.g. "8.0;9.0+PTX"
+    MAX_JOBS              compilers to run side by side
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).parent.resolve()
+NATIVE = os.environ.get("BLPSEG_NATIVE", "")
+PRODUCTS = ("_C.*.so", "_C.pyd", "libblpseg_cuda.so", "_native_build.json")
+
+
+class BuildError(Exception):
+    """Native code could not be built; the text says why, for the user to read."""
+
+
+def _run(*command: str | Path) -> None:
+    """Run a build step; on failure, raise with the lines that tell what went wrong."""
+    print("+", *command, flush=True)
+    done = subprocess.run(
+        [str(word) for word in command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    print(done.stdout, flush=True)
+    if done.returncode:
+        lines = [line.rstrip() for line in done.stdout.splitlines() if line.strip()]
+        # The first line that names an error is the cause; what follows is often its echo.
+        first = next((i for i, line in enumerate(lines) if "error" in line.lower()), len(lines) - 8)
+        raise BuildError("\n".join(lines[max(first, 0) : max(first, 0) + 8]))
+
+
+def _tool(name: str) -> str:
+    """Find cmake or ninja on the PATH, where pip puts build requirements, or beside the interpreter."""
+    places = os.pathsep.join([os.environ.get("PATH", ""), str(Path(sys.executable).parent)])
+    if found := shutil.which(name, path=places):
+        return found
+    raise BuildError(f"{name} was not found: pip install {name}")
+
+
+class NativeBuild(build_ext):
+    """Configures, builds and installs the two native libraries into the package."""
+
+    def run(self) -> None:
+        package = ROOT if self.editable_mode or self.inplace else Path(self.build_lib).resolve()
+        package = package / "blpseg_ops"
+        package.mkdir(parents=True, exist_ok=True)
+        for pattern in PRODUCTS:  # a stale library must not outlive a failed build
+            for stale in package.glob(pattern):
+                stale.unlink()
+        report = {"source": str(ROOT), "cpu": None, "cuda": None}  # None: built; a text: why not
+        try:
+            if NATIVE == "0":
+                raise BuildError("BLPSEG_NATIVE=0 was set when blpseg was installed")
+            report["cuda"] = self._build(package)
+        except Exception as error:  # whatever it was: pure Python works, and the report tells
+            if NATIVE == "1":
+                raise
+            report["cpu"] = report["cuda"] = str(error)
+            print(f"blpseg: installing without native code: {error}", file=sys.stderr)
+        (package / "_native_build.json").write_text(json.dumps(report, indent=2) + "\n")
+
+    def _build(self, package: Path) -> str | None:
+        """Build both libraries; return why there is no CUDA library, or None when there is one."""
+        torch = importlib.util.find_spec("torch")
+        if torch is None or not torch.submodule_search_locations:
+            raise BuildError("no torch was found to build against: pip install torch")
+        pybind11 = importlib.util.find_spec("pybind11")
+        if pybind11 is None:
+            raise BuildError("pybind11 was not found: pip install pybind11")
+        import pybind11
+
+        cmake, build = _tool("cmake"), ROOT / "build" / "native"
+        settings = {
+            "CMAKE_BUILD_TYPE": "Release",
+            "CMAKE_MAKE_PROGRAM": _tool("ninja"),
+            "Python_EXECUTABLE": sys.executable,
+            "pybind11_DIR": pybind11.get_cmake_dir(),
+            "BLPSEG_VERSION": self.distribution.get_version(),
+            "BLPSEG_TORCH_DIR": torch.submodule_search_locations[0],
+            "BLPSEG_TORCH_VERSION": metadata.version("torch"),
+        }
+
+        def configure(cuda: bool) -> None:
+            options = [f"-D{key}={value}" for key, value in settings.items()]
+            # --fresh: an isolated build leaves paths in the cache that are gone the next time.
+            _run(cmake, "--fresh", "-G", "Ninja", "-S", ROOT, "-B", build, *options,
+                 f"-DBLPSEG_CUDA={'ON' if cuda else 'OFF'}")  # fmt: skip
+
+        def make(target: str) -> None:
+            jobs = os.environ.get("MAX_JOBS", "")
+            _run(cmake, "--build", build, "--target", target, *(["-j", jobs] if jobs else []))
+            _run(cmake, "--install", build, "--component", target, "--prefix", package)
+
+        no_cuda = "BLPSEG_CUDA=0 was set when blpseg was installed"
+        if os.environ.get("BLPSEG_CUDA") != "0":
+            configure(cuda=True)
+            if "BLPSEG_CUDA_ARCHS:" in (build / "CMakeCache.txt").read_text():
+                try:
+                    make("blpseg_cuda")
+                    no_cuda = None
+                except BuildError as error:
+                    if NATIVE == "1":
+                        raise
+                    no_cuda = str(error)
+            else:
+                no_cuda = "no nvcc was found (looked at CUDACXX, CUDA_HOME and the PATH)"
+        if no_cuda is not None:
+            configure(cuda=False)
+        make("_C")
+        return no_cuda
+
+    # CMake installed the files where they belong; setuptools has nothing left to copy or list.
+    def get_outputs(self) -> list[str]:
+        return []
+
+    def get_output_mapping(self) -> dict[str, str]:
+        return {}
+
+
+setup(
+    # A name without sources: what it is made of is CMake's to know. It makes the wheel a binary one.
+    ext_modules=[Extension("blpseg_ops._C", sources=[])],
+    cmdclass={"build_ext": NativeBuild},
+)
