@@ -1,0 +1,299 @@
+"""The segmentation network: a timm backbone, pyramid pooling, a UPerNet decoder, two heads and LAM.
+
+Wang et al., "BLPSeg: Balance the Label Preference in Scribble-Supervised Semantic Segmentation",
+IEEE TIP 32, 2023. Layers carry the authors' names where theirs allow, so that their checkpoints map
+onto this model name by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TypedDict
+
+import timm
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import blpseg_ops
+
+STRIDES = (4, 8, 16, 32)
+
+
+class Losses(TypedDict):
+    """What :meth:`BLPSeg.losses` returns; the training loss is ``blp + annotation``."""
+
+    blp: Tensor  # []
+    annotation: Tensor  # []
+    pseudo_labels: Tensor | None  # [N, H, W], only under self-training
+
+
+class BLPSeg(nn.Module):
+    """The network of BLPSeg, on any timm backbone with features at strides 4, 8, 16 and 32.
+
+    Args:
+        num_classes: K, the classes, background included; >= 2.
+        backbone: Name of a timm model.
+        pretrained: Whether timm loads its pretrained weights (downloaded at first use).
+        width: Channels of the decoder and the heads (published: 256).
+        embedding_dim: Channels of LAM's embedding (published: 256).
+        lam: Whether class logits pass through LAM; off for the plain baseline.
+        sigma: LAM's Gaussian, in pixels at stride 4.
+        eps: LAM's guard: 0 is the method, 1e-7 the published program.
+        gamma: Exponent of the BLP weight; 0 gives the partial cross entropy.
+        unlabeled_weight: Weight of unlabelled pixels in the annotation loss.
+        threshold: Least probability of a pseudo label.
+        ignore_index: Value of target pixels to leave out.
+
+    Raises:
+        ValueError: num_classes < 2, or the backbone lacks one of the strides.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        backbone: str = "resnet101s",
+        pretrained: bool = True,
+        *,
+        width: int = 256,
+        embedding_dim: int = 256,
+        lam: bool = True,
+        sigma: float = 6.0,
+        eps: float = 0.0,
+        gamma: float = 2.0,
+        unlabeled_weight: float = 0.02,
+        threshold: float = 0.9,
+        ignore_index: int = 255,
+    ) -> None:
+        super().__init__()
+        if num_classes < 2:
+            raise ValueError(f"BLPSeg: num_classes must be >= 2, got {num_classes}")
+        self.num_classes = num_classes
+        self.gamma, self.unlabeled_weight = gamma, unlabeled_weight
+        self.threshold, self.ignore_index = threshold, ignore_index
+        self.backbone = Backbone(backbone, pretrained)
+        *levels, top = self.backbone.channels
+        self.ppm = PyramidPooling(top, width)
+        self.decoder = UPerNetDecoder(levels, width)
+        self.seg_head = _head(width, num_classes)
+        self.annotation_head = _head(width, num_classes + 1)
+        for part in (self.ppm, self.decoder, self.seg_head, self.annotation_head):
+            part.apply(_init_kaiming)
+        self.lam = (
+            blpseg_ops.LocalAggregation(embedding_dim, STRIDES[0], sigma=sigma, eps=eps)
+            if lam
+            else None
+        )
+
+    def logits(
+        self,
+        images: Tensor,  # [N, 3, H, W]
+    ) -> tuple[Tensor, Tensor]:  # [N, K, h, w], [N, K + 1, h, w]
+        """Class logits (after LAM) and annotation logits at stride 4, h = ceil(H / 4)."""
+        grid = [-(-side // STRIDES[0]) for side in images.shape[2:]]
+        *levels, top = self.backbone(images)
+        decoded = _resize(self.decoder([*levels, self.ppm(top)]), grid)
+        seg = self.seg_head(decoded)
+        if self.lam is not None:
+            seg = self.lam(images, seg)
+        # Detached: where people annotate is to be learned from the features, not to shape them.
+        annotation = self.annotation_head(decoded.detach())
+        return seg, annotation
+
+    def forward(
+        self,
+        images: Tensor,  # [N, 3, H, W]
+    ) -> Tensor:  # [N, K, H, W]
+        """Class logits at full size.
+
+        Args:
+            images: [N, 3, H, W], floating point, normalised by ImageNet's mean and deviation.
+
+        Returns:
+            [N, K, H, W]
+        """
+        return _resize(self.logits(images)[0], images.shape[2:])
+
+    def predict(
+        self,
+        images: Tensor,  # [N, 3, H, W]
+    ) -> tuple[Tensor, Tensor]:  # [N, K, H, W], [N, K + 1, H, W]
+        """Class logits and annotation logits at full size; images as for :meth:`forward`."""
+        seg, annotation = self.logits(images)
+        return _resize(seg, images.shape[2:]), _resize(annotation, images.shape[2:])
+
+    def losses(
+        self,
+        images: Tensor,  # [N, 3, H, W]
+        target: Tensor,  # [N, H, W]
+        class_present: Tensor,  # [N, K] bool
+        self_training: bool = False,
+    ) -> Losses:
+        """The two losses of a training step.
+
+        Args:
+            images: [N, 3, H, W], floating point, normalised by ImageNet's mean and deviation.
+            target: [N, H, W] integers: 0..K-1 the scribbled class, K unlabelled, ignore_index.
+            class_present: [N, K] bool, the classes that each image's scribbles name.
+            self_training: Whether the BLP loss takes pseudo labels as its target.
+
+        Returns:
+            ``blp`` and ``annotation``, scalars; ``pseudo_labels`` [N, H, W], None without
+            self-training.
+
+        Raises:
+            TypeError, ValueError: See :func:`blpseg_ops.blp_loss`.
+        """
+        seg, annotation = self.logits(images)
+        pseudo = None
+        if self_training:
+            pseudo = blpseg_ops.pseudo_labels(
+                seg,
+                target,
+                class_present,
+                threshold=self.threshold,
+                ignore_index=self.ignore_index,
+            )
+        return {
+            "blp": blpseg_ops.blp_loss(
+                seg,
+                annotation.detach(),
+                target if pseudo is None else pseudo,
+                gamma=self.gamma,
+                ignore_index=self.ignore_index,
+            ),
+            "annotation": blpseg_ops.annotation_loss(
+                annotation,
+                target,
+                unlabeled_weight=self.unlabeled_weight,
+                ignore_index=self.ignore_index,
+            ),
+            "pseudo_labels": pseudo,
+        }
+
+
+class Backbone(nn.Module):
+    """A timm feature extractor, narrowed to strides 4, 8, 16 and 32 and to [N, C, h, w].
+
+    Args:
+        name: Name of a timm model.
+        pretrained: Whether timm loads its pretrained weights.
+
+    Raises:
+        ValueError: The model offers no features at one of the strides.
+    """
+
+    def __init__(self, name: str, pretrained: bool) -> None:
+        super().__init__()
+        body = timm.create_model(name, pretrained=pretrained, features_only=True)
+        offered = body.feature_info.reduction()
+        if missing := [stride for stride in STRIDES if stride not in offered]:
+            raise ValueError(
+                f"BLPSeg: backbone must have features at strides {STRIDES}, "
+                f"{name!r} has {offered}: none at {missing}"
+            )
+        # The last level of a stride is the one that has seen most.
+        picks = [max(i for i, r in enumerate(offered) if r == stride) for stride in STRIDES]
+        channels = body.feature_info.channels()
+        self.body = body
+        self.picks = picks
+        self.channels = [channels[i] for i in picks]
+        self.channels_last = str(getattr(body, "output_fmt", "NCHW")).endswith("NHWC")
+
+    def forward(
+        self,
+        images: Tensor,  # [N, 3, H, W]
+    ) -> list[Tensor]:  # four levels [N, C, h, w], finest first
+        """The four levels."""
+        levels = self.body(images)
+        picked = [levels[i] for i in self.picks]
+        return [level.permute(0, 3, 1, 2) for level in picked] if self.channels_last else picked
+
+
+class PyramidPooling(nn.Module):
+    """The top level beside its averages over 1, 4, 9 and 36 fields, mixed to ``width`` channels."""
+
+    def __init__(self, channels: int, width: int, fields: Sequence[int] = (1, 2, 3, 6)) -> None:
+        super().__init__()
+        self.stages = nn.ModuleList(
+            nn.Sequential(
+                nn.AdaptiveAvgPool2d(field),
+                nn.Conv2d(channels, width, 1, bias=False),
+                nn.BatchNorm2d(width),
+            )
+            for field in fields
+        )
+        self.bottleneck = _conv_bn_relu(channels + len(fields) * width, width, 1)
+        self.dropout = nn.Dropout2d(0.1)
+
+    def forward(
+        self,
+        top: Tensor,  # [N, C, h, w]
+    ) -> Tensor:  # [N, width, h, w]
+        """Context for every pixel of the top level."""
+        pooled = [
+            F.interpolate(stage(top), top.shape[2:], mode="bilinear", align_corners=True)
+            for stage in self.stages
+        ]
+        out: Tensor = self.dropout(self.bottleneck(torch.cat([*pooled, top], 1)))
+        return out
+
+
+class UPerNetDecoder(nn.Module):
+    """Merges the levels top-down, then all of them at the finest level's size.
+
+    Args:
+        channels: Channels of the three finer levels, finest first.
+        width: Channels of the top (the pyramid's output) and of the result.
+    """
+
+    def __init__(self, channels: Sequence[int], width: int) -> None:
+        super().__init__()
+        self.lateral_convs = nn.ModuleList(_conv_bn_relu(c, width, 1) for c in channels)
+        self.fpn_convs = nn.ModuleList(_conv_bn_relu(width, width, 3) for _ in channels)
+        self.fpn_bottleneck = _conv_bn_relu((len(channels) + 1) * width, width, 3)
+
+    def forward(
+        self,
+        levels: Sequence[Tensor],  # [N, C, h, w] each, finest first, the pyramid's output last
+    ) -> Tensor:  # [N, width, h, w] at the finest size
+        """The decoded features."""
+        *finer, top = levels
+        merged = [top]
+        for level, lateral in zip(reversed(finer), reversed(self.lateral_convs), strict=True):
+            merged.insert(0, lateral(level) + _resize(merged[0], level.shape[2:]))
+        smoothed = [conv(m) for conv, m in zip(self.fpn_convs, merged[:-1], strict=True)]
+        finest = smoothed[0].shape[2:]
+        out: Tensor = self.fpn_bottleneck(
+            torch.cat([_resize(level, finest) for level in [*smoothed, top]], 1)
+        )
+        return out
+
+
+def _resize(x: Tensor, size: Sequence[int]) -> Tensor:
+    if tuple(x.shape[2:]) == tuple(size):
+        return x
+    return F.interpolate(x, tuple(size), mode="bilinear", align_corners=False)
+
+
+def _conv_bn_relu(inputs: int, outputs: int, kernel: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, bias=False),
+        nn.BatchNorm2d(outputs),
+        nn.ReLU(inplace=True),
+    )
+
+
+def _head(width: int, outputs: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(width, width, 1, bias=False),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(width, width, 1, bias=False),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(width, outputs, 1),
+    )
+
+
+def _init_kaiming(layer: nn.Module) -> None:
+    if isinstance(layer, nn.Conv2d):
+        nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
