@@ -34,9 +34,11 @@ BLPSEG_HOST_DEVICE inline Tap<T> tap(int64_t index, int64_t in, int64_t out) {
   return {low, low + (low < in - 1 ? 1 : 0), static_cast<T>(rest) / static_cast<T>(2 * out)};
 }
 
+// A pixel that falls onto an input pixel is that pixel, even beside an infinite one (0 * inf is
+// NaN).
 template <typename T>
 BLPSEG_HOST_DEVICE inline T blend(T low, T high, T weight) {
-  return (T(1) - weight) * low + weight * high;
+  return weight == T(0) ? low : (T(1) - weight) * low + weight * high;
 }
 
 }  // namespace blpseg

@@ -32,8 +32,23 @@ def register(
     name = f"blpseg::{op}"
     LIBRARY.impl(op, fallback, "CompositeExplicitAutograd")
     torch.library.register_fake(name, fake, lib=LIBRARY)
-    if backward is not None:
+    if op.endswith("_backward"):
+        torch.library.register_autograd(name, _refuse_second_derivative(op), lib=LIBRARY)
+    elif backward is not None:
         torch.library.register_autograd(name, backward, setup_context=setup_context, lib=LIBRARY)
     if autocast_to_float32:
         for device_type in ("cpu", "cuda"):
             torch.library.register_autocast(name, device_type, torch.float32, lib=LIBRARY)
+
+
+def _refuse_second_derivative(op: str) -> Callable[..., Any]:
+    """Make the gradient of a gradient an error; torch's default would be a warning and zeros."""
+    name = op.removesuffix("_backward")
+
+    def backward(ctx: Any, *grads: Any) -> Any:
+        raise RuntimeError(
+            f"{name} can be differentiated once; for higher derivatives call it with "
+            f"backend='reference', which torch's autograd differentiates"
+        )
+
+    return backward

@@ -24,9 +24,9 @@ def annotation_loss(
     """Cross entropy over K + 1 classes, the last of which is "nobody annotates here".
 
     Logits are first resized to H x W (bilinear, half-pixel centres). Class weights are 1 for the
-    classes and ``unlabeled_weight`` for unlabelled pixels, which are nearly all; the sum is normalised
-    by the sum of the weights over the batch. 0, not NaN, when every pixel is ignored. Under autocast
-    logits are taken in float32.
+    classes and ``unlabeled_weight`` for unlabelled pixels, which are nearly all; the sum is
+    normalised by the sum of the weights over the batch. 0, not NaN, when every pixel is ignored.
+    Under autocast logits are taken in float32.
 
     Args:
         annotation_logits: [N, K + 1, h, w], floating point, at least two channels.

@@ -26,17 +26,18 @@ def blp_loss(
 
     Both logits are first resized to H x W (bilinear, half-pixel centres). p is the softmax of the
     class logits and q that of the annotation logits, so that q_y is the probability that somebody
-    labels this pixel y. Labels where nobody tends to scribble, and where the network is not sure yet,
-    weigh most. Every image's loss is normalised by its own weights (plus 1e-7); the result is the mean
-    over images. An image without labelled pixels gives 0. ``gamma=0`` is the partial cross entropy.
+    labels this pixel y. Labels where nobody tends to scribble, and where the network is not sure
+    yet, weigh most. Every image's loss is normalised by its own weights (plus 1e-7); the result is
+    the mean over images. An image without labelled pixels gives 0. ``gamma=0`` is the partial cross
+    entropy.
 
-    Only ``seg_logits`` gets a gradient; the weights are constants in backward. Under autocast logits
-    are taken in float32.
+    Only ``seg_logits`` gets a gradient; the weights are constants in backward. Under autocast
+    logits are taken in float32.
 
     Args:
         seg_logits: [N, K, h, w], floating point.
-        annotation_logits: [N, K + 1, h, w], the dtype and device of seg_logits; channel K is "nobody
-            annotates here".
+        annotation_logits: [N, K + 1, h, w], the dtype and device of seg_logits; channel K is
+            "nobody annotates here".
         target: [N, H, W], uint8, int16, int32 or int64: 0..K-1 a class, K unlabelled, ignore_index.
         gamma: Exponent of the weight, >= 0.
         ignore_index: Value of pixels to leave out; outside 0..K.
@@ -54,10 +55,7 @@ def blp_loss(
     """
     _checks.maps("blp_loss", "seg_logits", seg_logits, "[N, K, h, w]")
     _checks.maps("blp_loss", "annotation_logits", annotation_logits, "[N, K + 1, h, w]")
-    if not torch.is_autocast_enabled(seg_logits.device.type):
-        _checks.same_dtype(
-            "blp_loss", "annotation_logits", annotation_logits, "seg_logits", seg_logits
-        )
+    _checks.same_dtype("blp_loss", "annotation_logits", annotation_logits, "seg_logits", seg_logits)
     _checks.same_grid("blp_loss", "annotation_logits", annotation_logits, "seg_logits", seg_logits)
     classes = seg_logits.shape[1]
     if annotation_logits.shape[1] != classes + 1:

@@ -30,14 +30,14 @@ def lam(
         out_b = sum_a w_ab v_a / (sum_a w_ab + eps * sum_a exp(scale * <f_a, f_b>))
 
     With ``eps=0`` this is attention with an additive Gaussian bias: query and key are the features,
-    without normalisation and without a 1/sqrt(D). Gradients flow to features (as query and as key) and
-    to values. Under autocast both are taken in float32: scores are as large as |f|^2.
+    without normalisation and without a 1/sqrt(D). Gradients flow to features (as query and as key)
+    and to values. Under autocast both are taken in float32: scores are as large as |f|^2.
 
     Args:
         features: [N, D, h, w], floating point. What "alike" is measured in.
         values: [N, C, h, w], the dtype and device of features. What is averaged, often logits.
         sigma: Standard deviation of the Gaussian, in pixels of the h x w grid, > 0.
-        eps: Guard of the published program, >= 0. 0 is the method; 1e-7 gives the published numbers.
+        eps: Guard of the published program, >= 0. 0 is the method; 1e-7 the published numbers.
         scale: Factor on the scores.
         backend: "auto", "reference", or the name of a kernel that the device has; see
             :mod:`blpseg_ops.backends`.
@@ -53,8 +53,7 @@ def lam(
     """
     _checks.maps("lam", "features", features, "[N, D, h, w]")
     _checks.maps("lam", "values", values, "[N, C, h, w]")
-    if not torch.is_autocast_enabled(values.device.type):  # which makes them alike itself
-        _checks.same_dtype("lam", "values", values, "features", features)
+    _checks.same_dtype("lam", "values", values, "features", features)
     _checks.same_grid("lam", "values", values, "features", features)
     _checks.positive("lam", "sigma", sigma)
     _checks.not_negative("lam", "eps", eps)

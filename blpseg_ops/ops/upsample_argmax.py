@@ -19,8 +19,8 @@ def upsample_argmax(
 ) -> Tensor:  # [N, H, W]
     """The class of the largest resized logit of every pixel, without the resized logits.
 
-    Logits are resized to H x W (bilinear, half-pixel centres, any factor). Of equal logits the lowest
-    class wins; NaN counts as largest, as in torch.argmax. There is no gradient.
+    Logits are resized to H x W (bilinear, half-pixel centres, any factor). Of equal logits the
+    lowest class wins; NaN counts as largest, as in torch.argmax. There is no gradient.
 
     Args:
         logits: [N, K, h, w], floating point.

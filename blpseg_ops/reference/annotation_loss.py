@@ -1,4 +1,4 @@
-"""The loss of the annotation head, in plain PyTorch: a weighted cross entropy over K + 1 classes."""
+"""The annotation head's loss in plain PyTorch: a weighted cross entropy over K + 1 classes."""
 
 from __future__ import annotations
 

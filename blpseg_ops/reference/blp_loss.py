@@ -1,6 +1,6 @@
 """The BLP loss in plain PyTorch.
 
-With p = softmax(up(seg_logits)), q = softmax(up(annotation_logits)) and a labelled pixel's class y::
+With p = softmax(up(seg_logits)), q = softmax(up(annotation_logits)) and y a pixel's class::
 
     weight = (1 - q_y p_y)^gamma                                 (a constant in backward)
     loss_n = sum(weight * -log p_y) / (sum(weight) + 1e-7)

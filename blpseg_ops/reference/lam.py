@@ -65,8 +65,8 @@ def lam_backward(
 ) -> tuple[Tensor, Tensor]:  # grad_features [N, D, h, w], grad_values [N, C, h, w]
     """The gradient of LAM from its formula, with every weight recomputed.
 
-    With P_ab = w_ab / (Z_b + eps T_b), R_ab = eps exp(s_ab) / (Z_b + eps T_b), the upstream gradient
-    g and delta_b = <g_b, out_b>::
+    With P_ab = w_ab / (Z_b + eps T_b), R_ab = eps exp(s_ab) / (Z_b + eps T_b), the upstream
+    gradient g and delta_b = <g_b, out_b>::
 
         dv_a  = sum_b P_ab g_b
         ds_ab = P_ab (<g_b, v_a> - delta_b) - R_ab delta_b

@@ -1,0 +1,302 @@
+"""Bad input: each is refused, by every backend, with a text that names argument, wish and fact."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+import blpseg_ops
+
+F = torch.zeros(2, 4, 3, 5)  # features
+V = torch.zeros(2, 3, 3, 5)  # values, or logits of 3 classes
+A = torch.zeros(2, 4, 3, 5)  # annotation logits
+T = torch.zeros(2, 12, 20, dtype=torch.uint8)
+P = torch.ones(2, 3, dtype=torch.bool)
+
+
+def _with(tensor: torch.Tensor, value: int) -> torch.Tensor:
+    changed = tensor.clone()
+    changed[1, 2, 3] = value
+    return changed
+
+
+lam, blp, ann = blpseg_ops.lam, blpseg_ops.blp_loss, blpseg_ops.annotation_loss
+pseudo, argmax = blpseg_ops.pseudo_labels, blpseg_ops.upsample_argmax
+
+CASES: list[tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any], type[Exception], str]] = [
+    (lam, ([1.0], V), {}, TypeError, "lam: features must be a torch.Tensor, got list"),
+    (
+        lam,
+        (F[0], V),
+        {},
+        ValueError,
+        "lam: features must have shape [N, D, h, w], nothing but N zero, got [4, 3, 5]",
+    ),
+    (
+        lam,
+        (F, V[:, :0]),
+        {},
+        ValueError,
+        "lam: values must have shape [N, C, h, w], nothing but N zero, got [2, 0, 3, 5]",
+    ),
+    (lam, (F.long(), V), {}, TypeError, "lam: features must be floating point, got torch.int64"),
+    (
+        lam,
+        (F, V.double()),
+        {},
+        TypeError,
+        "lam: values must have the dtype of features, torch.float32, got torch.float64",
+    ),
+    (
+        lam,
+        (F, V[:1]),
+        {},
+        ValueError,
+        "lam: values must have the batch, height and width of features, [2, 4, 3, 5], "
+        "got [1, 3, 3, 5]",
+    ),
+    (
+        lam,
+        (F, V.to("meta")),
+        {},
+        ValueError,
+        "lam: values must be on the device of features, cpu, got meta",
+    ),
+    (lam, (F, V, 0.0), {}, ValueError, "lam: sigma must be a finite number > 0, got 0.0"),
+    (lam, (F, V, -2), {}, ValueError, "lam: sigma must be a finite number > 0, got -2"),
+    (
+        lam,
+        (F, V, float("nan")),
+        {},
+        ValueError,
+        "lam: sigma must be a finite number > 0, got nan",
+    ),
+    (lam, (F, V), {"eps": -1e-7}, ValueError, "lam: eps must be a finite number >= 0, got -1e-07"),
+    (
+        lam,
+        (F, V),
+        {"scale": float("inf")},
+        ValueError,
+        "lam: scale must be a finite number, got inf",
+    ),
+    (
+        blp,
+        (V[0], A, T),
+        {},
+        ValueError,
+        "blp_loss: seg_logits must have shape [N, K, h, w], nothing but N zero, got [3, 3, 5]",
+    ),
+    (
+        blp,
+        (V.int(), A, T),
+        {},
+        TypeError,
+        "blp_loss: seg_logits must be floating point, got torch.int32",
+    ),
+    (
+        blp,
+        (V, A.half(), T),
+        {},
+        TypeError,
+        "blp_loss: annotation_logits must have the dtype of seg_logits, torch.float32, "
+        "got torch.float16",
+    ),
+    (
+        blp,
+        (V, V, T),
+        {},
+        ValueError,
+        "blp_loss: annotation_logits must have K + 1 = 4 channels, one more than seg_logits, got 3",
+    ),
+    (
+        blp,
+        (V, A[:1], T),
+        {},
+        ValueError,
+        "blp_loss: annotation_logits must have the batch, height and width of seg_logits, "
+        "[2, 3, 3, 5], got [1, 4, 3, 5]",
+    ),
+    (
+        blp,
+        (V, A, T[0]),
+        {},
+        ValueError,
+        "blp_loss: target must have shape [N, H, W], got [12, 20]",
+    ),
+    (
+        blp,
+        (V, A, T[:1]),
+        {},
+        ValueError,
+        "blp_loss: target must have the batch size of seg_logits, 2, got 1",
+    ),
+    (
+        blp,
+        (V, A, T.float()),
+        {},
+        TypeError,
+        "blp_loss: target must be one of torch.uint8, torch.int16, torch.int32, torch.int64, "
+        "got torch.float32",
+    ),
+    (
+        blp,
+        (V, A, _with(T, 77)),
+        {},
+        ValueError,
+        "blp_loss: target must hold 0..2 (a class), 3 (unlabelled) or 255 (ignore), got 77",
+    ),
+    (
+        blp,
+        (V, A, _with(T.long(), -1)),
+        {},
+        ValueError,
+        "blp_loss: target must hold 0..2 (a class), 3 (unlabelled) or 255 (ignore), got -1",
+    ),
+    (
+        blp,
+        (V, A, T),
+        {"gamma": -0.5},
+        ValueError,
+        "blp_loss: gamma must be a finite number >= 0, got -0.5",
+    ),
+    (
+        blp,
+        (V, A, T),
+        {"ignore_index": 3},
+        ValueError,
+        "blp_loss: ignore_index must lie outside 0..3 (the classes and 3, unlabelled), got 3",
+    ),
+    (
+        ann,
+        (A[:, :1], T),
+        {},
+        ValueError,
+        "annotation_loss: annotation_logits must have K + 1 >= 2 channels, got 1",
+    ),
+    (
+        ann,
+        (A, _with(T, 4)),
+        {},
+        ValueError,
+        "annotation_loss: target must hold 0..2 (a class), 3 (unlabelled) or 255 (ignore), got 4",
+    ),
+    (
+        ann,
+        (A, T),
+        {"unlabeled_weight": -1},
+        ValueError,
+        "annotation_loss: unlabeled_weight must be a finite number >= 0, got -1",
+    ),
+    (
+        pseudo,
+        (V, _with(T, 9), P),
+        {},
+        ValueError,
+        "pseudo_labels: target must hold 0..2 (a class), 3 (unlabelled) or 255 (ignore), got 9",
+    ),
+    (
+        pseudo,
+        (V, T, P.int()),
+        {},
+        TypeError,
+        "pseudo_labels: class_present must be torch.bool, got torch.int32",
+    ),
+    (
+        pseudo,
+        (V, T, P[:, :2]),
+        {},
+        ValueError,
+        "pseudo_labels: class_present must have shape [N, K] = [2, 3], got [2, 2]",
+    ),
+    (
+        pseudo,
+        (V, T, P),
+        {"threshold": 1.5},
+        ValueError,
+        "pseudo_labels: threshold must be in 0..1, got 1.5",
+    ),
+    (
+        argmax,
+        (V[0], (4, 4)),
+        {},
+        ValueError,
+        "upsample_argmax: logits must have shape [N, K, h, w], nothing but N zero, got [3, 3, 5]",
+    ),
+    (
+        argmax,
+        (V, (4, 0)),
+        {},
+        ValueError,
+        "upsample_argmax: size must be (H, W) with H, W >= 1, got (4, 0)",
+    ),
+    (
+        argmax,
+        (V, (4, 4)),
+        {"backend": "fast"},
+        ValueError,
+        "upsample_argmax: backend must be one of 'auto', ",
+    ),
+    (
+        lam,
+        (F, V),
+        {"backend": "cuda"},
+        ValueError,
+        "lam: backend must be one of 'auto', ",
+    ),
+]
+
+
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+@pytest.mark.parametrize(("op", "args", "kwargs", "error", "text"), CASES)
+def test_refused(
+    op: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    error: type[Exception],
+    text: str,
+    backend: str,
+) -> None:
+    with pytest.raises(error, match="^" + re.escape(text)):
+        op(*args, **{"backend": backend, **kwargs})
+
+
+@pytest.mark.parametrize(
+    ("make", "text"),
+    [
+        (
+            lambda: blpseg_ops.LocalAggregation(sigma=0),
+            "LocalAggregation: sigma must be a finite number > 0, got 0",
+        ),
+        (
+            lambda: blpseg_ops.LocalAggregation(eps=-1.0),
+            "LocalAggregation: eps must be a finite number >= 0, got -1.0",
+        ),
+        (
+            lambda: blpseg_ops.BLPLoss(gamma=-1.0),
+            "BLPLoss: gamma must be a finite number >= 0, got -1.0",
+        ),
+        (
+            lambda: blpseg_ops.LocalAggregation(dim=4)(torch.zeros(1, 3, 9, 8), V[:1]),
+            "LocalAggregation: logits must have batch, height and width [1, 3, 2] for images "
+            "[1, 3, 9, 8] and patch 4, got [1, 3, 3, 5]",
+        ),
+    ],
+)
+def test_modules_refuse(make: Callable[[], Any], text: str) -> None:
+    with pytest.raises(ValueError, match="^" + re.escape(text)):
+        make()
+
+
+def test_another_ignore_index_is_needed_from_255_classes_on() -> None:
+    seg, annotation = torch.zeros(1, 255, 2, 2), torch.zeros(1, 256, 2, 2)
+    target = torch.full((1, 2, 2), -1)
+    with pytest.raises(ValueError, match=r"ignore_index must lie outside 0\.\.255"):
+        blp(seg, annotation, target)
+    assert blp(seg, annotation, target, ignore_index=-1).item() == 0
+    labels = pseudo(seg, target, torch.ones(1, 255, dtype=torch.bool), ignore_index=-1)
+    assert labels.dtype == torch.int32
+    assert (labels == -1).all()

@@ -1,0 +1,159 @@
+"""LocalAggregation and BLPLoss, and how the ops treat dtypes."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import blpseg_ops
+from blpseg_ops import BLPLoss, LocalAggregation
+
+
+def _lam_pixel_by_pixel(features: Tensor, values: Tensor, sigma: float, eps: float) -> Tensor:
+    """The definition, as literally as it can be written; small maps only."""
+    _, _, h, w = features.shape
+    pixels = [(y, x) for y in range(h) for x in range(w)]
+    output = torch.zeros_like(values)
+    for n in range(len(features)):
+        for yb, xb in pixels:
+            z, t, total = 0.0, 0.0, torch.zeros_like(values[n, :, 0, 0])
+            for ya, xa in pixels:
+                score = math.exp(float(features[n, :, ya, xa] @ features[n, :, yb, xb]))
+                weight = score * math.exp(-((ya - yb) ** 2 + (xa - xb) ** 2) / (2 * sigma**2))
+                z, t, total = z + weight, t + score, total + weight * values[n, :, ya, xa]
+            output[n, :, yb, xb] = total / (z + eps * t)
+    return output
+
+
+@pytest.mark.parametrize("eps", [0.0, 0.05])
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+def test_lam_is_its_definition(rng: torch.Generator, eps: float, backend: str) -> None:
+    features = torch.randn(2, 3, 3, 4, generator=rng, dtype=torch.float64)
+    values = torch.randn(2, 2, 3, 4, generator=rng, dtype=torch.float64)
+    output = blpseg_ops.lam(features, values, 1.2, eps=eps, backend=backend)
+    expected = _lam_pixel_by_pixel(features, values, 1.2, eps)
+    torch.testing.assert_close(output, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_local_aggregation_embeds_padded_patches(rng: torch.Generator) -> None:
+    module = LocalAggregation(dim=6, patch=4, sigma=2.0, eps=1e-7).double()
+    images = torch.randn(2, 3, 9, 14, generator=rng, dtype=torch.float64)
+    logits = torch.randn(2, 5, 3, 4, generator=rng, dtype=torch.float64)
+    features = module.embed(images)
+    assert features.shape == (2, 6, 3, 4)
+
+    # The last patch by hand: one row of the image is left for it, the rest is zero padding.
+    patch = torch.zeros(3, 4, 4, dtype=torch.float64)
+    patch[:, :1, :2] = images[1, :, 8:, 12:]
+    projected = (module.proj.weight * patch).sum((1, 2, 3)) + module.proj.bias
+    normed = F.layer_norm(projected, (6,), module.norm.weight, module.norm.bias)
+    by_hand = module.conv.weight[:, :, 0, 0] @ normed + module.conv.bias
+    torch.testing.assert_close(features[1, :, 2, 3], by_hand)
+
+    output = module(images, logits)
+    expected = _lam_pixel_by_pixel(features.detach(), logits, 2.0, 1e-7)
+    torch.testing.assert_close(output, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_local_aggregation_trains_its_embedding(rng: torch.Generator) -> None:
+    module = LocalAggregation(dim=4, sigma=1.5)
+    images = torch.randn(1, 3, 12, 12, generator=rng)
+    logits = torch.randn(1, 2, 3, 3, generator=rng)
+    module(images, logits).square().sum().backward()
+    for name, parameter in module.named_parameters():
+        assert parameter.grad is not None, name
+    assert module.proj.weight.grad.abs().max() > 0
+
+
+def test_modules_copy_and_keep_their_state() -> None:
+    module = LocalAggregation(dim=4, sigma=2.5, eps=1e-7)
+    twin = copy.deepcopy(module)
+    other = LocalAggregation(dim=4, sigma=2.5, eps=1e-7)
+    other.load_state_dict(module.state_dict())
+    images, logits = torch.randn(1, 3, 8, 8), torch.randn(1, 2, 2, 2)
+    assert torch.equal(module(images, logits), twin(images, logits))
+    assert torch.equal(module(images, logits), other(images, logits))
+    assert "sigma=2.5" in repr(module)
+    assert "gamma=2.0" in repr(BLPLoss())
+
+
+def test_blp_loss_module_is_the_function(rng: torch.Generator) -> None:
+    seg, annotation = (torch.randn(2, k, 3, 3, generator=rng) for k in (3, 4))
+    target = torch.randint(0, 4, (2, 6, 6), generator=rng)
+    target[0, 0, 0] = 200
+    loss = BLPLoss(gamma=1.5, ignore_index=200)(seg, annotation, target)
+    expected = blpseg_ops.blp_loss(seg, annotation, target, gamma=1.5, ignore_index=200)
+    assert torch.equal(loss, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_narrow_inputs_are_widened_and_rounded_once(
+    rng: torch.Generator, dtype: torch.dtype
+) -> None:
+    features, values = (torch.randn(1, c, 4, 5, generator=rng).to(dtype) for c in (6, 3))
+    output = blpseg_ops.lam(features, values)
+    assert output.dtype == dtype
+    assert torch.equal(output, blpseg_ops.lam(features.float(), values.float()).to(dtype))
+
+    annotation = torch.randn(1, 4, 4, 5, generator=rng).to(dtype)
+    target = torch.randint(0, 4, (1, 9, 9), generator=rng)
+    loss = blpseg_ops.blp_loss(values.requires_grad_(), annotation, target)
+    assert loss.dtype == torch.float32
+    assert torch.equal(loss, blpseg_ops.blp_loss(values.float(), annotation.float(), target))
+    (grad,) = torch.autograd.grad(loss, values)
+    assert grad.dtype == dtype
+
+
+def test_autocast_takes_lam_and_losses_in_float32(rng: torch.Generator) -> None:
+    module = LocalAggregation(dim=8)
+    images = torch.randn(1, 3, 16, 16, generator=rng)
+    seg, annotation = (torch.randn(1, k, 4, 4, generator=rng) for k in (3, 4))
+    target = torch.randint(0, 4, (1, 16, 16), generator=rng)
+    with torch.autocast("cpu", torch.bfloat16):
+        narrow = seg.bfloat16()
+        output = module(images, narrow)
+        loss = blpseg_ops.blp_loss(output, annotation.bfloat16(), target)
+        annotated = blpseg_ops.annotation_loss(annotation.bfloat16(), target)
+    assert output.dtype == loss.dtype == annotated.dtype == torch.float32
+    torch.testing.assert_close(output, module(images, narrow.float()))
+
+
+@pytest.mark.parametrize("op", ["lam", "blp_loss", "annotation_loss", "pseudo_labels"])
+def test_empty_batch(op: str) -> None:
+    seg, annotation = torch.zeros(0, 3, 4, 4), torch.zeros(0, 4, 4, 4)
+    target = torch.zeros(0, 8, 8, dtype=torch.uint8)
+    if op == "lam":
+        assert blpseg_ops.lam(annotation, seg).shape == seg.shape
+    elif op == "pseudo_labels":
+        present = torch.zeros(0, 3, dtype=torch.bool)
+        assert blpseg_ops.pseudo_labels(seg, target, present).shape == target.shape
+    else:
+        logits = (seg if op == "blp_loss" else annotation).requires_grad_()
+        arguments = (logits, annotation, target) if op == "blp_loss" else (logits, target)
+        loss = getattr(blpseg_ops, op)(*arguments)
+        loss.backward()
+        assert loss.item() == 0
+        assert logits.grad.shape == logits.shape
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32, torch.int64])
+def test_targets_of_every_integer_type(rng: torch.Generator, dtype: torch.dtype) -> None:
+    seg, annotation = (torch.randn(2, k, 3, 3, generator=rng) for k in (3, 4))
+    target = torch.randint(0, 5, (2, 7, 7), generator=rng)
+    target = target.where(target < 4, 255)
+    present = torch.ones(2, 3, dtype=torch.bool)
+    same = target.to(dtype)
+    assert torch.equal(
+        blpseg_ops.blp_loss(seg, annotation, same), blpseg_ops.blp_loss(seg, annotation, target)
+    )
+    assert torch.equal(
+        blpseg_ops.annotation_loss(annotation, same), blpseg_ops.annotation_loss(annotation, target)
+    )
+    assert torch.equal(
+        blpseg_ops.pseudo_labels(seg, same, present), blpseg_ops.pseudo_labels(seg, target, present)
+    )
