@@ -52,7 +52,7 @@ def _run(*command: str | Path) -> None:
 
 
 def _tool(name: str) -> str:
-    """Find cmake or ninja on the PATH, where pip puts build requirements, or beside the interpreter."""
+    """Find cmake or ninja on the PATH, where pip puts build requirements, or beside python."""
     places = os.pathsep.join([os.environ.get("PATH", ""), str(Path(sys.executable).parent)])
     if found := shutil.which(name, path=places):
         return found
@@ -140,7 +140,7 @@ class NativeBuild(build_ext):
 
 
 setup(
-    # A name without sources: what it is made of is CMake's to know. It makes the wheel a binary one.
+    # A name without sources, which makes the wheel a binary one; the sources are CMake's to know.
     ext_modules=[Extension("blpseg_ops._C", sources=[])],
     cmdclass={"build_ext": NativeBuild},
 )
