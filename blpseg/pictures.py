@@ -1,0 +1,193 @@
+"""Label maps, scribbles and probabilities as pictures; all pictures are [H, W, 3] uint8, RGB."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import imgviz
+import matplotlib
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+from scipy.ndimage import distance_transform_edt
+
+from blpseg.data.folder import Sample
+
+COLORS: np.ndarray = imgviz.label_colormap()  # [256, 3] uint8; 0 is black, 255 is ivory
+
+_PAPER = (255, 255, 255)
+_INK = (32, 32, 32)
+_TEXT_SIZE = 13
+_MARGIN = 6
+
+
+def save_picture(path: Path, picture: np.ndarray) -> None:
+    """Write a picture [H, W, 3] uint8 to a file of the suffix's format."""
+    Image.fromarray(picture).save(path)
+
+
+def save_label_map(path: Path, labels: np.ndarray) -> None:
+    """Write a label map [H, W] uint8 to a PNG of mode P, whose pixels hold the labels."""
+    imgviz.io.lblsave(path, labels)
+
+
+def color_labels(labels: np.ndarray) -> np.ndarray:
+    """Paint a label map [H, W] uint8 in the classes' colours."""
+    return COLORS[labels]
+
+
+def overlay(image: np.ndarray, labels: np.ndarray, alpha: float = 0.55) -> np.ndarray:
+    """Lay a label map over its image; class 0, the background, leaves the image as it is.
+
+    Args:
+        image: [H, W, 3] uint8.
+        labels: [H, W] uint8.
+        alpha: Opacity of the colours, 0 to 1.
+
+    Returns:
+        [H, W, 3] uint8.
+    """
+    opacity = np.full(256, alpha)
+    opacity[0] = 0
+    return imgviz.label2rgb(labels, image=image, alpha=opacity.tolist())
+
+
+def draw_scribbles(image: np.ndarray, target: np.ndarray, num_classes: int) -> np.ndarray:
+    """Draw scribbles over their image, dimmed, each thickened and set off by a white line.
+
+    Args:
+        image: [H, W, 3] uint8.
+        target: [H, W] uint8, scribbled where below `num_classes`.
+        num_classes: K.
+
+    Returns:
+        [H, W, 3] uint8.
+    """
+    picture = image // 2 + 64
+    unlabeled = target >= num_classes
+    if unlabeled.all():
+        return picture
+    distance, (rows, columns) = distance_transform_edt(unlabeled, return_indices=True)
+    thickness = max(target.shape) / 250
+    picture[distance <= 2 * thickness] = _PAPER
+    line = distance <= thickness
+    picture[line] = COLORS[target[rows, columns]][line]
+    return picture
+
+
+def heat_map(probability: np.ndarray) -> np.ndarray:
+    """Paint probabilities [H, W], 0 (black) to 1 (pale yellow)."""
+    return matplotlib.colormaps["magma"](np.clip(probability, 0, 1), bytes=True)[..., :3]
+
+
+def contact_sheet(
+    columns: Mapping[str, Sequence[np.ndarray]], *, cell: int = 220, classes: Sequence[str] = ()
+) -> np.ndarray:
+    """Set pictures in a table, a column per title, with a legend of the classes below.
+
+    Args:
+        columns: Title to pictures, one per row; the pictures may differ in size.
+        cell: Longer side of each picture in the table, in pixels.
+        classes: Class names for the legend; none leaves it out.
+
+    Returns:
+        [H, W, 3] uint8.
+    """
+    counts = {title: len(pictures) for title, pictures in columns.items()}
+    if not columns or len(set(counts.values())) > 1 or 0 in counts.values():
+        raise ValueError(
+            f"columns: expected the same number of pictures, at least 1, in each; got {counts}"
+        )
+    rows = zip(*columns.values(), strict=True)
+    scaled = [_scale(picture, cell) for row in rows for picture in row]
+    width = max(picture.shape[1] for picture in scaled)
+    body = imgviz.tile(
+        scaled,
+        col=len(columns),
+        cval=_PAPER,
+        border=_PAPER,
+        border_width=_MARGIN,
+    )
+    titles = [
+        (column * (width + _MARGIN) + width // 2, title) for column, title in enumerate(columns)
+    ]
+    parts = [_title_strip(body.shape[1], titles), body]
+    if classes:
+        parts.append(_legend(body.shape[1], classes))
+    sheet = np.concatenate(parts)
+    return np.pad(sheet, ((_MARGIN, _MARGIN), (_MARGIN, _MARGIN), (0, 0)), constant_values=255)
+
+
+def comparison_sheet(
+    samples: Sequence[Sample],
+    predictions: Mapping[str, Sequence[np.ndarray]],
+    annotation: Sequence[np.ndarray],
+    classes: Sequence[str],
+    *,
+    cell: int = 220,
+) -> np.ndarray:
+    """Show images, scribbles, annotation probability, predictions and, where known, the truth.
+
+    Args:
+        samples: The images with their labels, one per row.
+        predictions: Title to label maps [H, W] uint8, one per row.
+        annotation: Annotation probabilities [H, W], one per row.
+        classes: The K class names.
+        cell: Longer side of each picture in the table, in pixels.
+
+    Returns:
+        [H, W, 3] uint8.
+    """
+    images = [np.ascontiguousarray(sample.image.permute(1, 2, 0).numpy()) for sample in samples]
+    columns = {
+        "image": images,
+        "scribbles": [
+            draw_scribbles(image, sample.target.numpy(), len(classes))
+            for image, sample in zip(images, samples, strict=True)
+        ],
+        "annotation probability": [heat_map(probability) for probability in annotation],
+    }
+    columns |= {title: [color_labels(one) for one in maps] for title, maps in predictions.items()}
+    if all(sample.mask is not None for sample in samples):
+        columns["truth"] = [color_labels(sample.mask.numpy()) for sample in samples]
+    return contact_sheet(columns, cell=cell, classes=classes)
+
+
+def _scale(picture: np.ndarray, side: int) -> np.ndarray:
+    """Give the longer side a length: sharp-edged where it grows, averaged where it shrinks."""
+    height, width = picture.shape[:2]
+    factor = side / max(height, width)
+    size = (max(1, round(width * factor)), max(1, round(height * factor)))
+    method = Image.Resampling.NEAREST if factor >= 1 else Image.Resampling.BOX
+    return np.asarray(Image.fromarray(picture).resize(size, method))
+
+
+def _title_strip(width: int, titles: list[tuple[int, str]]) -> np.ndarray:
+    strip = Image.new("RGB", (width, _TEXT_SIZE + 2 * _MARGIN), _PAPER)
+    draw = ImageDraw.Draw(strip)
+    for center, title in titles:
+        draw.text((center, _MARGIN), title, _INK, _font(), anchor="ma")
+    return np.asarray(strip)
+
+
+def _legend(width: int, classes: Sequence[str]) -> np.ndarray:
+    """Draw a colour patch and a name per class, broken into lines."""
+    font, line = _font(), _TEXT_SIZE + 2 * _MARGIN
+    places, x, y = [], 0, _MARGIN
+    for name in classes:
+        needed = int(font.getlength(name)) + _TEXT_SIZE + 4 * _MARGIN
+        if x and x + needed > width:
+            x, y = 0, y + line
+        places.append((x, y))
+        x += needed
+    strip = Image.new("RGB", (width, y + line), _PAPER)
+    draw = ImageDraw.Draw(strip)
+    for label, (name, (x, y)) in enumerate(zip(classes, places, strict=True)):
+        patch = (x, y, x + _TEXT_SIZE, y + _TEXT_SIZE)
+        draw.rectangle(patch, fill=tuple(COLORS[label].tolist()), outline=_INK)
+        draw.text((x + _TEXT_SIZE + _MARGIN, y), name, _INK, font)
+    return np.asarray(strip)
+
+
+def _font() -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
+    return ImageFont.load_default(_TEXT_SIZE)
