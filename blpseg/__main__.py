@@ -1,0 +1,5 @@
+"""`python -m blpseg`."""
+
+from blpseg.cli import main
+
+raise SystemExit(main())

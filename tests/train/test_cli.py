@@ -1,0 +1,229 @@
+"""The command line, from arguments to exit codes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import pytest
+import yaml
+from PIL import Image
+
+from blpseg import cli
+from blpseg.cli import main
+from blpseg.config import TrainConfig
+from blpseg.training import TrainResult
+
+
+@pytest.fixture
+def config_file(tmp_path: Path, shapes: Path) -> Path:
+    """Return a YAML file of a small run."""
+    path = tmp_path / "small.yaml"
+    content = {
+        "data": {"root": str(shapes), "workers": 0},
+        "output": str(tmp_path / "run"),
+        "model": {"backbone": "test_resnet", "pretrained": False, "width": 16, "embedding_dim": 8},
+        "augment": {"crop": 32},
+        "optim": {"learning_rate": 1e-3, "batch_size": 2, "iterations": 3},
+        "device": "cpu",
+    }
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+@pytest.fixture
+def configured(monkeypatch: pytest.MonkeyPatch) -> list[TrainConfig]:
+    """Collect configurations in place of training them."""
+    configs: list[TrainConfig] = []
+
+    def train(config: TrainConfig) -> TrainResult:
+        configs.append(config)
+        return TrainResult(config.output, config.output / "last.pt", None, None, 0)
+
+    monkeypatch.setattr("blpseg.training.train", train)
+    return configs
+
+
+def error_of(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
+    assert main(argv) == 2
+    shown = capsys.readouterr().err
+    assert shown.startswith("blpseg: error: ") and "Traceback" not in shown
+    return shown.removeprefix("blpseg: error: ").strip()
+
+
+def test_train_evaluate_and_predict(
+    config_file: Path, shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", str(config_file), "--optim.iterations=5"]) == 0
+    shown = capsys.readouterr().out
+    assert "mIoU" in shown and "background" in shown
+    assert f"{tmp_path / 'run'} holds last.pt and best.pt." in shown
+
+    checkpoint = str(tmp_path / "run/last.pt")
+    options = ["--split", "train", "--scales", "[0.5,1]", "--flip", "true"]
+    assert main(["evaluate", checkpoint, *options]) == 0
+    shown = capsys.readouterr().out
+    assert "over 5 images" in shown and "Accuracy by distance to the nearest scribble" in shown
+    written = json.loads((tmp_path / "run/last.evaluation.json").read_text())
+    assert written["iteration"] == 5 and written["scales"] == [0.5, 1] and written["flip"]
+
+    output = tmp_path / "out"
+    assert main(["predict", checkpoint, str(shapes / "images"), "--output", str(output)]) == 0
+    assert Image.open(output / "masks/shape6.png").size == (64, 48)
+    assert f"Results written to {output}." in capsys.readouterr().out
+
+
+def test_options_replace_what_the_file_says(
+    config_file: Path, configured: list[TrainConfig], shapes: Path
+) -> None:
+    options = ["--optim.batch_size", "7", "--augment.scale=[0.5,2]", "--model.lam=false"]
+    assert main(["train", str(config_file), *options, "--optim.self_training_from=null"]) == 0
+    (config,) = configured
+    assert config.data.root == shapes and config.optim.learning_rate == 1e-3
+    assert config.optim.batch_size == 7 and config.augment.scale == (0.5, 2)
+    assert config.model.lam is False and config.optim.self_training_from is None
+
+
+def test_training_needs_no_file(configured: list[TrainConfig]) -> None:
+    assert main(["train", "--data.root", "some/where", "--output=run"]) == 0
+    assert configured[0].data.root == Path("some/where")
+    assert configured[0].optim.learning_rate == 3e-5
+
+
+def test_configurations_that_come_with_blpseg_go_by_name(configured: list[TrainConfig]) -> None:
+    assert main(["train", "scenes", "--seed=5"]) == 0
+    assert configured[0].model.backbone == "resnet18" and configured[0].seed == 5
+
+
+def test_run_folder_holds_a_configuration_to_train_from(
+    config_file: Path, configured: list[TrainConfig], tmp_path: Path
+) -> None:
+    main(["train", str(config_file)])
+    again = tmp_path / "again.yaml"
+    again.write_text(yaml.safe_dump(configured[0].as_plain_data()))
+    main(["train", str(again)])
+    assert configured[1] == configured[0]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--optim.batchsize=3"], "unrecognized arguments: --optim.batchsize=3"),
+        (["--optim.batch_size=many"], 'Parser key "optim.batch_size"'),
+        (["--optim.batch_size=0"], "optim.batch_size: expected at least 2, got 0"),
+        (["--device=abacus"], 'Parser key "device"'),
+        (["--model.sigma=-1"], "model: cannot build 'test_resnet': "),
+    ],
+)
+def test_wrong_options_are_named(
+    config_file: Path, capsys: pytest.CaptureFixture[str], options: list[str], message: str
+) -> None:
+    assert message in error_of(capsys, "train", str(config_file), *options)
+    assert not (config_file.parent / "run").exists()
+
+
+def test_wrong_files_are_named(config_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert error_of(capsys, "train", "nosuch.yaml").startswith(
+        "nosuch.yaml: expected a YAML file or the name of a configuration that comes with blpseg"
+    )
+    assert "required: data.root, output" in error_of(capsys, "train")
+    config_file.write_text("data: {root: here}\noutput: run\noptim: {batchsize: 3}\n")
+    assert "'batchsize'" in error_of(capsys, "train", str(config_file))
+    config_file.write_text("data: [")
+    assert "config" in error_of(capsys, "train", str(config_file))
+    assert "classes.txt: expected a file" in error_of(
+        capsys, "train", "--data.root=nowhere", "--output=run"
+    )
+
+
+def test_failed_photos_are_listed_at_the_end(
+    checkpoint: Path, shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken = tmp_path / "broken.png"
+    broken.write_text("no picture")
+    photo = str(shapes / "images/shape0.png")
+    argv = ["predict", str(checkpoint), str(broken), photo, "--output", str(tmp_path / "out")]
+    assert main(argv) == 1
+    shown = capsys.readouterr().err
+    assert shown.index("1 of the images failed:") < shown.index(f"  {broken}: cannot be read")
+    assert (tmp_path / "out/masks/shape0.png").exists()
+    assert "exists already" in error_of(capsys, *argv)
+
+
+def test_evaluation_of_another_folder(
+    checkpoint: Path, own_shapes: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["evaluate", str(checkpoint), "--data.root", str(own_shapes)]) == 0
+    assert "over 3 images" in capsys.readouterr().out
+    options = ["--data.root", str(own_shapes), "--data.mask_void_value=0", "--overwrite=true"]
+    assert "the value 0 cannot mean both void and class 0" in error_of(
+        capsys, "evaluate", str(checkpoint), *options
+    )
+
+
+def test_scenes_are_written_and_trained_on(
+    tmp_path: Path, config_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "scenes"
+    options = ["--count=3", "--val-count=1", "--size=48", "--seed=2"]
+    assert main(["scenes", str(folder), *options]) == 0
+    assert f"4 scenes written to {folder}." in capsys.readouterr().out
+    assert len(list((folder / "images").iterdir())) == 4
+    assert main(["train", str(config_file), f"--data.root={folder}"]) == 0
+    assert "beast" in capsys.readouterr().out
+    assert str(folder) in error_of(capsys, "scenes", str(folder), *options)
+    assert "must not be negative" in error_of(capsys, "scenes", str(tmp_path / "x"), "--count=-1")
+
+
+def test_demo_gets_its_options(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    demo = types.SimpleNamespace(demo=lambda **options: calls.append(options))
+    monkeypatch.setitem(sys.modules, "blpseg.demo", demo)
+    assert main(["demo"]) == 0
+    assert main(["demo", "--quick", "--output", "here"]) == 0
+    assert calls == [
+        {"quick": False, "output": Path("blpseg-demo")},
+        {"quick": True, "output": Path("here")},
+    ]
+
+
+def test_help_lists_commands_and_options(capsys: pytest.CaptureFixture[str]) -> None:
+    for argv in ([], ["--help"], ["-h"]):
+        assert main(argv) == 0
+        shown = capsys.readouterr().out
+        assert all(f"  {name} " in shown for name in cli.COMMANDS)
+    for name, command in cli.COMMANDS.items():
+        assert main([name, "--help"]) == 0
+        shown = capsys.readouterr().out
+        assert f"usage: blpseg {name}" in shown and command.summary in shown
+    main(["train", "--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "--optim.learning_rate LEARNING_RATE Learning rate of the first iteration." in shown
+    assert "default: 3e-05" in shown
+
+
+def test_unknown_commands_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert error_of(capsys, "paint") == (
+        "unknown command 'paint'; expected one of demo, train, evaluate, predict, scenes"
+    )
+
+
+def test_interruption_is_no_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(argv: list[str]) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(cli.COMMANDS, "demo", cli.COMMANDS["demo"]._replace(run=interrupt))
+    assert main(["demo"]) == 130
+    assert capsys.readouterr().err == "blpseg: interrupted\n"
+
+
+def test_module_runs_as_a_program() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "blpseg", "paint"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2 and "unknown command 'paint'" in done.stderr
