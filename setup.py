@@ -105,8 +105,16 @@ class NativeBuild(build_ext):
         def configure(cuda: bool) -> None:
             options = [f"-D{key}={value}" for key, value in settings.items()]
             # --fresh: an isolated build leaves paths in the cache that are gone the next time.
-            _run(cmake, "--fresh", "-G", "Ninja", "-S", ROOT, "-B", build, *options,
-                 f"-DBLPSEG_CUDA={'ON' if cuda else 'OFF'}")  # fmt: skip
+            options.append(f"-DBLPSEG_CUDA={'ON' if cuda else 'OFF'}")
+            try:
+                _run(cmake, "--fresh", "-G", "Ninja", "-S", ROOT, "-B", build, *options)
+            except BuildError as error:
+                if "CMAKE_CXX_COMPILER" not in str(error):
+                    raise
+                raise BuildError(
+                    "no working C++ compiler was found (Debian, Ubuntu: apt install g++; "
+                    f"macOS: xcode-select --install). CMake said:\n{error}"
+                ) from None
 
         def make(target: str) -> None:
             jobs = os.environ.get("MAX_JOBS", "")
