@@ -1,0 +1,156 @@
+"""The network: shapes on any backbone, what learns from what, and the authors' layers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from blpseg import BLPSeg
+from blpseg.model import PyramidPooling, UPerNetDecoder
+
+SMALL = {"pretrained": False, "width": 16, "embedding_dim": 8}
+
+
+@pytest.fixture(scope="module")
+def small() -> BLPSeg:
+    torch.manual_seed(0)
+    return BLPSeg(5, "resnet10t", **SMALL)
+
+
+def _batch(height: int = 70, width: int = 50) -> tuple[Tensor, Tensor, Tensor]:
+    rng = torch.Generator().manual_seed(0)
+    images = torch.randn(2, 3, height, width, generator=rng)
+    target = torch.randint(0, 6, (2, height, width), generator=rng, dtype=torch.uint8)
+    return images, target, torch.ones(2, 5, dtype=torch.bool)
+
+
+def test_has_the_authors_layers() -> None:
+    """Every tensor of the published checkpoints has its place here, of the same shape."""
+    path = Path(__file__).parent.parent / "data" / "authors_checkpoint_keys.json"
+    authors = json.loads(path.read_text())
+    unused = {key for key in authors if key.startswith(("backbone.layernorm.", "CELoss."))}
+    names = {"backbone": "backbone.body", "scribble_head": "annotation_head", "embed_proj": "lam"}
+    theirs = {}
+    for key in authors.keys() - unused:
+        part, rest = key.split(".", 1)
+        theirs[f"{names.get(part, part)}.{rest}"] = authors[key]
+    with torch.device("meta"):
+        model = BLPSeg(21, "resnet101s", pretrained=False)
+    ours = {key: list(tensor.shape) for key, tensor in model.state_dict().items()}
+    assert ours == theirs
+
+
+@pytest.mark.parametrize("size", [(64, 64), (70, 50), (33, 97)], ids=str)
+def test_shapes(small: BLPSeg, size: tuple[int, int]) -> None:
+    images = torch.randn(1, 3, *size)
+    model = small.eval()
+    with torch.no_grad():
+        logits = model(images)
+        seg, annotation = model.predict(images)
+        low = model.logits(images)
+    assert logits.shape == (1, 5, *size)
+    assert torch.equal(seg, logits)
+    assert annotation.shape == (1, 6, *size)
+    grid = (-(-size[0] // 4), -(-size[1] // 4))
+    assert [tuple(x.shape) for x in low] == [(1, 5, *grid), (1, 6, *grid)]
+
+
+@pytest.mark.parametrize("backbone", ["mobilenetv3_small_050", "convnext_atto", "pvt_v2_b0"])
+def test_other_backbones_at_odd_sizes(backbone: str) -> None:
+    model = BLPSeg(3, backbone, **SMALL).eval()
+    with torch.no_grad():
+        assert model(torch.randn(1, 3, 75, 54)).shape == (1, 3, 75, 54)
+
+
+def test_a_backbone_of_one_stride_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"'vit_tiny_patch16_224' has .*: none at \[4, 8, 32\]"):
+        BLPSeg(3, "vit_tiny_patch16_224", **SMALL)
+    with pytest.raises(ValueError, match="num_classes must be >= 2, got 1"):
+        BLPSeg(1, "resnet10t", **SMALL)
+
+
+def test_losses_reach_every_parameter(small: BLPSeg) -> None:
+    small.train().zero_grad()
+    losses = small.losses(*_batch())
+    assert set(losses) == {"blp", "annotation", "pseudo_labels"}
+    assert losses["pseudo_labels"] is None
+    (losses["blp"] + losses["annotation"]).backward()
+    for name, parameter in small.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+
+
+def test_the_annotation_loss_shapes_its_head_alone(small: BLPSeg) -> None:
+    small.train().zero_grad()
+    small.losses(*_batch())["annotation"].backward()
+    learning = {name for name, p in small.named_parameters() if p.grad is not None}
+    assert learning
+    assert all(name.startswith("annotation_head.") for name in learning)
+
+
+def test_the_blp_loss_leaves_the_annotation_head_alone(small: BLPSeg) -> None:
+    small.train().zero_grad()
+    small.losses(*_batch())["blp"].backward()
+    assert all(p.grad is None for p in small.annotation_head.parameters())
+
+
+def test_self_training_learns_from_pseudo_labels(small: BLPSeg) -> None:
+    images, target, present = _batch()
+    target[:] = 5
+    target[:, 10:14, 10:14] = 1
+    model = small.eval()
+    model.threshold = 0.0  # label every pixel
+    try:
+        losses = model.losses(images, target, present, self_training=True)
+    finally:
+        model.threshold = 0.9
+    pseudo = losses["pseudo_labels"]
+    assert pseudo is not None
+    assert pseudo.shape == target.shape
+    assert (pseudo[:, 10:14, 10:14] == 1).all()
+    expected = model(images).argmax(1)
+    outside = target == 5
+    assert (pseudo[outside] == expected[outside]).all()
+    assert losses["blp"] != model.losses(images, target, present)["blp"]
+
+
+def test_the_baseline_is_partial_cross_entropy() -> None:
+    torch.manual_seed(0)
+    model = BLPSeg(5, "resnet10t", lam=False, gamma=0.0, **SMALL).eval()
+    assert not any(key.startswith("lam.") for key in model.state_dict())
+    images, target, present = _batch()
+    per_image = [
+        F.cross_entropy(logits[None], y[None].long(), ignore_index=5)
+        for logits, y in zip(model(images), target, strict=True)
+    ]
+    blp = model.losses(images, target, present)["blp"]
+    torch.testing.assert_close(blp, torch.stack(per_image).mean())
+
+
+def test_lam_sees_sigma_and_eps() -> None:
+    model = BLPSeg(3, "resnet10t", sigma=2.5, eps=1e-7, **SMALL)
+    assert (model.lam.sigma, model.lam.eps) == (2.5, 1e-7)
+
+
+def test_pyramid_pooling_mixes_global_context() -> None:
+    ppm = PyramidPooling(4, 8).eval()
+    top = torch.randn(1, 4, 7, 9)
+    changed = top.clone()
+    changed[..., -1, -1] += 10
+    assert (ppm(top) - ppm(changed))[..., 0, 0].abs().max() > 0
+    assert ppm(top).shape == (1, 8, 7, 9)
+
+
+def test_the_decoder_sees_every_level() -> None:
+    decoder = UPerNetDecoder([3, 5, 7], 8).eval()
+    levels = [torch.randn(1, c, 16 >> i, 20 >> i) for i, c in enumerate([3, 5, 7, 8])]
+    out = decoder(levels)
+    assert out.shape == (1, 8, 16, 20)
+    for i in range(4):
+        changed = [x + 1 if j == i else x for j, x in enumerate(levels)]
+        assert (decoder(changed) - out).abs().max() > 1e-4, i
