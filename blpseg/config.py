@@ -11,7 +11,10 @@ from blpseg.errors import UserError
 
 @dataclass
 class DataConfig:
-    """A folder of images and scribbles, and what the numbers in its label files mean."""
+    """A folder of images and scribbles, and what the numbers in its label files mean.
+
+    Relative paths start at the current folder.
+    """
 
     root: Path
     """Folder with images/, scribbles/, classes.txt and, where there are any, masks/ and splits/."""

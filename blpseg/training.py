@@ -379,6 +379,7 @@ class _Display:
     """Progress in the terminal: losses, learning rate, time left, and each validation's mIoU."""
 
     def __init__(self, iterations: int) -> None:
+        self._iterations = iterations
         self._progress = Progress(
             BarColumn(bar_width=12),
             MofNCompleteColumn(),
@@ -397,11 +398,11 @@ class _Display:
 
     def announce(self, config: OptimConfig) -> None:
         """Say so where the run ends before self-training begins."""
-        begins, iterations = config.self_training_from, self._progress.tasks[self._task].total
-        if begins is not None and begins >= iterations:
+        begins = config.self_training_from
+        if begins is not None and begins >= self._iterations:
             self._progress.print(
-                f"Without self-training: it would begin at iteration {begins} of {iterations:g} "
-                "(optim.self_training_from)."
+                "Without self-training: it would begin at iteration "
+                f"{begins} of {self._iterations} (optim.self_training_from)."
             )
 
     def on_step(self, step: Step) -> None:

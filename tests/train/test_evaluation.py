@@ -97,9 +97,12 @@ def test_evaluation_is_written_once(checkpoint: Path, shapes: Path) -> None:
     assert written["iteration"] == 40 and written["scores"]["images"] == 2
     with pytest.raises(UserError, match="exists already; --overwrite true replaces it"):
         evaluate(checkpoint, quiet=True)
+    folder = ScribbleFolder(shapes, "train", labels="masks")
+    expected = score_model(load_model(checkpoint).model, folder, scales=[0.5, 1.5], flip=True)
     again = evaluate(checkpoint, "train", scales=[0.5, 1.5], flip=True, overwrite=True, quiet=True)
     assert json.loads(path.read_text()) == again.as_plain_data()
-    assert again.scores.images == 5 and again.scales == [0.5, 1.5] and again.flip
+    assert again.scores == expected and again.scores.images == 5
+    assert again.scales == [0.5, 1.5] and again.flip
 
 
 def test_evaluation_goes_elsewhere_when_told(

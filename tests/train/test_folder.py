@@ -82,6 +82,18 @@ def test_other_values_in_masks(own_shapes: Path) -> None:
     assert torch.equal(found.flatten()[1:], torch.from_numpy(mask - 1).flatten()[1:])
 
 
+def test_masks_start_where_scribbles_do_unless_told(own_shapes: Path) -> None:
+    for path in own_shapes.glob("masks/*"):
+        Image.fromarray(np.array(Image.open(path)) + 1).save(path)
+    for path in own_shapes.glob("scribbles/*"):
+        path.unlink()
+    found = ScribbleFolder(own_shapes, labels="masks", first_class_value=1)[0].mask
+    assert found.unique().tolist() == [0, 1, 2]
+    assert "holds the value 3" in refused(
+        own_shapes, labels="masks", first_class_value=1, mask_first_class_value=0
+    )
+
+
 def test_palette_scribbles_are_read_as_their_indices(own_shapes: Path) -> None:
     path = own_shapes / "scribbles/shape0.png"
     original = ScribbleFolder(own_shapes)[0].target

@@ -13,7 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch.utils.data import DataLoader
 
 from blpseg import checkpoints, training
-from blpseg.checkpoints import load_model, save_checkpoint
+from blpseg.checkpoints import build_model, load_model, save_checkpoint
 from blpseg.config import (
     AugmentConfig,
     DataConfig,
@@ -192,6 +192,17 @@ def test_loaded_model_answers_as_the_trained_one(
     assert loaded.classes == ["background", "disc", "square"] and loaded.iteration == 4
     image = torch.rand(1, 3, 40, 50)
     assert torch.equal(loaded.model(image), built[0].eval()(image))
+
+
+def test_both_losses_are_learnt_from(make_config: MakeConfig) -> None:
+    config = make_config()
+    torch.manual_seed(config.seed)
+    start = build_model(config.model, 3).state_dict()
+    train(config, on_step=lambda step: None)
+    end = load_model(config.output / "last.pt").model.state_dict()
+    for head in ("seg_head", "annotation_head"):
+        weights = [name for name in start if name.startswith(head)]
+        assert weights and all(not torch.equal(start[name], end[name]) for name in weights)
 
 
 def test_existing_run_is_refused(make_config: MakeConfig) -> None:
