@@ -187,9 +187,8 @@ class _Run:
         self.iterations = config.optim.total_iterations(len(self.samples))
         self.accelerator = _accelerator(config)
         set_seed(config.seed)
-        self.model = build_model(config.model, len(self.classes))
-        if self.accelerator.num_processes > 1:
-            self.model = nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
+        model = build_model(config.model, len(self.classes))
+        self.model = _synchronise_batch_norm(model, self.accelerator)
         self.optimizer, self.schedule = _optimizer(self.model, config.optim, self.iterations)
         _make_run_folder(config)
         self.writer = SummaryWriter(config.output / _TENSORBOARD)
@@ -335,6 +334,13 @@ def _accelerator(config: TrainConfig) -> Accelerator:
     on_cpu = config.device == "cpu"
     half = torch.cuda.is_available() and not on_cpu
     return Accelerator(mixed_precision=config.optim.mixed_precision if half else "no", cpu=on_cpu)
+
+
+def _synchronise_batch_norm(model: BLPSeg, accelerator: Accelerator) -> BLPSeg:
+    """Take batch statistics over all GPUs, as published; torch has this for GPUs alone."""
+    if accelerator.num_processes > 1 and accelerator.device.type == "cuda":
+        return nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    return model
 
 
 def _optimizer(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -192,6 +193,18 @@ def test_loaded_model_answers_as_the_trained_one(
     assert loaded.classes == ["background", "disc", "square"] and loaded.iteration == 4
     image = torch.rand(1, 3, 40, 50)
     assert torch.equal(loaded.model(image), built[0].eval()(image))
+
+
+@pytest.mark.parametrize(
+    ("processes", "device", "expected"), [(2, "cuda", True), (1, "cuda", False), (2, "cpu", False)]
+)
+def test_batch_norm_is_synchronised_over_gpus(
+    make_config: MakeConfig, processes: int, device: str, expected: bool
+) -> None:
+    accelerator = SimpleNamespace(num_processes=processes, device=torch.device(device))
+    model = training._synchronise_batch_norm(build_model(make_config().model, 3), accelerator)
+    norms = [m for m in model.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
+    assert norms and all(isinstance(m, torch.nn.SyncBatchNorm) is expected for m in norms)
 
 
 def test_both_losses_are_learnt_from(make_config: MakeConfig) -> None:
