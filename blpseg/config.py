@@ -23,7 +23,7 @@ class DataConfig:
     """List splits/NAME.txt to train on; null: train.txt where it exists, else every image."""
 
     val_split: str | None = None
-    """List splits/NAME.txt to validate on; null: val.txt where it exists, else none."""
+    """List splits/NAME.txt to validate on; null: val.txt where it and masks/ exist, else none."""
 
     unlabeled_value: int = 255
     """Value of unlabelled pixels in the scribble files (some sets use 0)."""

@@ -246,8 +246,8 @@ class _Run:
         blp, annotation = torch.stack([found["blp"], found["annotation"]]).tolist()
         if not math.isfinite(blp + annotation):
             raise UserError(
-                f"iteration {self.iteration}: the loss is not finite (blp {blp}, annotation "
-                f"{annotation}); the images of its batch: {', '.join(batch.name)}"
+                f"iteration {self.iteration + 1} of {self.iterations}: the loss is not finite (blp "
+                f"{blp}, annotation {annotation}); images of the batch: {', '.join(batch.name)}"
             )
         self.optimizer.zero_grad()
         self.accelerator.backward(found["blp"] + found["annotation"])
@@ -315,7 +315,7 @@ class _Run:
 def _open_data(config: DataConfig, quiet: bool) -> tuple[ScribbleFolder, ScribbleFolder | None]:
     """Open the training images and, where a list of them is found, the validation images."""
     train_split, val_split = config.train_split, config.val_split
-    if val_split is None and has_split(config.root, "val"):
+    if val_split is None and has_split(config.root, "val") and (config.root / "masks").is_dir():
         val_split = "val"
     if train_split is None and has_split(config.root, "train"):
         train_split = "train"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -164,9 +165,14 @@ def test_best_checkpoint_is_the_one_with_the_best_miou(
     assert result.scores.miou == 0.5
 
 
-def test_training_without_masks_has_no_scores(own_shapes: Path, make_config: MakeConfig) -> None:
-    for mask in own_shapes.glob("masks/*"):
-        mask.unlink()
+@pytest.mark.parametrize("missing", ["val.txt", "masks"])
+def test_training_without_masks_has_no_scores(
+    own_shapes: Path, make_config: MakeConfig, missing: str
+) -> None:
+    if missing == "masks":
+        shutil.rmtree(own_shapes / "masks")
+        (own_shapes / "splits").mkdir()
+        (own_shapes / "splits/val.txt").write_text("shape0\n")
     result = train(make_config(data=DataConfig(own_shapes, workers=0)), on_step=lambda step: None)
     assert result.scores is None and result.best is None
     assert {path.name for path in result.output.iterdir()} == {
@@ -289,8 +295,10 @@ def test_a_loss_that_is_not_finite_names_iteration_and_images(
     )
     names = ", ".join(stream[position].name for position in (4, 5))
     message = str(caught.value)
-    assert message.startswith("iteration 2: the loss is not finite") and f"{loss} nan" in message
-    assert message.endswith(f"the images of its batch: {names}")
+    assert (
+        message.startswith("iteration 3 of 4: the loss is not finite") and f"{loss} nan" in message
+    )
+    assert message.endswith(f"images of the batch: {names}")
 
 
 def test_a_failed_write_leaves_the_old_checkpoint(
