@@ -1,0 +1,1 @@
+"""Data sets: folders of images and scribbles, built-in scenes and the scribble simulator."""

@@ -1,0 +1,312 @@
+"""Simulated scribbles on label masks, with the label preference that people show.
+
+People draw in the roomy middle of a region, away from its border (Wang et al. 2023). On the human
+scribbles of PASCAL VOC, background scribbles lie 43 px from the region's border on average where
+the region's pixels lie 28 px, and 0.9 % of them within 5 px of it against 11 % of the region's; on
+thin objects there is no such bias; 2 to 5 % of an image is labelled, and 0.1 to 1 % of that
+contradicts the mask.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.random import Generator
+from PIL import Image, ImageDraw
+from scipy import ndimage
+from skimage.graph import MCP_Geometric
+
+UNLABELED = 255
+
+# Found by measuring the simulator against the figures above. "Side" is the picture's longer side.
+_SHARE = 0.03  # of a region's pixels to label
+_STROKE = (0.5, 1.1)  # length of one stroke, over the root of the region's area
+_ROOMY = 0.012  # distance from the border where people begin to prefer the middle, over the side
+_FRAME = 5.0  # a pixel of distance to the picture's frame is worth so many to a border
+_END_PULL = 1.5  # exponent of the preference where a stroke begins and ends
+_PATH_PULL = (0.5, 1.0)  # and along its way: whatever the preference, and in proportion to it
+_WOBBLE = 0.006  # standard deviation of the hand, over the side
+_CAREFUL = 0.5  # ... and at most this share of the distance to the border
+_GRID = 64  # cells a side, at most, that a stroke is planned on
+_SMALLEST = (1.5, 0.0005)  # area that gets a stroke: in brush areas, and over the side squared
+
+
+@dataclass(frozen=True)
+class ScribbleOptions:
+    """The dials of the simulator.
+
+    Raises:
+        ValueError: A dial is out of range.
+    """
+
+    preference: float = 1.0
+    """Strength of the label preference: 0 draws anywhere in a region, 1 as people do."""
+
+    width: int = 3
+    """Width of the brush, in pixels."""
+
+    length: float = 1.0
+    """Factor on the length of the strokes."""
+
+    drop: float = 0.0
+    """Probability that a stroke is left out."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.preference < float("inf"):
+            raise ValueError(f"preference must be a finite number >= 0, got {self.preference}")
+        if not (isinstance(self.width, int | np.integer) and self.width >= 1):
+            raise ValueError(f"width must be a whole number of pixels >= 1, got {self.width}")
+        if not 0 < self.length < float("inf"):
+            raise ValueError(f"length must be a finite number > 0, got {self.length}")
+        if not 0 <= self.drop <= 1:
+            raise ValueError(f"drop must lie in 0..1, got {self.drop}")
+
+
+def simulate_scribbles(
+    mask: np.ndarray,  # [H, W] integers
+    *,
+    seed: int | Sequence[int],
+    preference: float = 1.0,
+    width: int = 3,
+    length: float = 1.0,
+    drop: float = 0.0,
+    ignore_value: int = 255,
+) -> np.ndarray:  # [H, W] uint8
+    """Scribble on a mask as a person would.
+
+    Every connected region of a class gets strokes in proportion to its area. A stroke begins and
+    ends at random places, drawn towards the roomy middle, and goes from one to the other through
+    the region, rather along its middle; then the hand smooths and wobbles it, which takes a few
+    pixels across the border. Regions hardly larger than the brush stay without.
+
+    Args:
+        mask: [H, W] integers: classes 0..254, and ``ignore_value`` for void, not scribbled on.
+        seed: A non-negative int or a sequence of them, as `numpy.random.SeedSequence` takes it.
+        preference: Strength of the label preference: 0 draws anywhere in a region, 1 as people do.
+        width: Width of the brush, in pixels.
+        length: Factor on the length of the strokes.
+        drop: Probability that a stroke is left out; a class may so lose all of its strokes.
+        ignore_value: Value of void pixels.
+
+    Returns:
+        [H, W] uint8, the class where there is a scribble, 255 elsewhere.
+
+    Raises:
+        ValueError: The mask or a dial does not fit.
+    """
+    _check_labels("mask", mask)
+    options = ScribbleOptions(preference, width, length, drop)
+    labels = [int(label) for label in np.unique(mask) if label != ignore_value]
+    if labels and not 0 <= labels[0] <= labels[-1] < UNLABELED:
+        raise ValueError(f"mask must hold 0..254 or {ignore_value}, got {labels[0]}..{labels[-1]}")
+    canvas = Image.new("L", mask.shape[::-1], UNLABELED)
+    draw = ImageDraw.Draw(canvas)
+    rng = np.random.default_rng(seed)
+    # People keep off the picture's frame too, though less than off a border.
+    to_frame = [np.minimum(np.arange(1, n + 1), np.arange(n, 0, -1)) for n in mask.shape]
+    off_frame = _FRAME * np.minimum(to_frame[0][:, None], to_frame[1])
+    for label in labels:
+        regions, _ = ndimage.label(mask == label)
+        depth = np.minimum(ndimage.distance_transform_edt(mask == label), off_frame)
+        for index, window in enumerate(ndimage.find_objects(regions), 1):
+            inside = np.where(regions[window] == index, depth[window], 0)
+            corner = (window[1].start, window[0].start)
+            for stroke in _strokes(inside, max(mask.shape), options, rng):
+                if rng.random() >= options.drop:
+                    _draw(draw, stroke + corner, label, options.width)
+    return np.array(canvas)
+
+
+def _strokes(
+    depth: np.ndarray,  # [h, w], the region's pixels' distance to its border; 0 outside
+    side: float,  # the longer side of the picture, in pixels
+    options: ScribbleOptions,
+    rng: Generator,
+) -> Iterator[np.ndarray]:  # [P, 2] x, y
+    """Plan one connected region's strokes, until they are long enough together."""
+    area = int((depth > 0).sum())
+    if area < max(_SMALLEST[0] * options.width**2, _SMALLEST[1] * side**2):
+        return
+    depth, spots = _cells(depth)
+    roominess = 1 + depth / (_ROOMY * side)
+    ends = ((depth > 0) * roominess ** (_END_PULL * options.preference)).ravel()
+    ends /= ends.sum()
+    pull = _PATH_PULL[0] + _PATH_PULL[1] * options.preference
+    cost = np.where(depth > 0, roominess**-pull, -1)  # -1: no way through
+    typical = options.length * area**0.5
+    wanted = options.length * _SHARE * area / options.width
+    while True:
+        longest = typical * rng.uniform(*_STROKE)
+        start, *others = rng.choice(ends.size, 9, p=ends)
+        # Of some places to end at, the one that gives this stroke its length.
+        apart = np.hypot(*(spots.reshape(-1, 2)[others] - spots.reshape(-1, 2)[start]).T)
+        end = others[int(np.abs(apart - longest).argmin())]
+        begin, finish = (np.unravel_index(i, depth.shape) for i in (start, end))
+        ways = MCP_Geometric(cost)
+        ways.find_costs([begin], [finish])
+        way = tuple(np.transpose(ways.traceback(finish)))
+        stroke = _hand(spots[way], np.minimum(_WOBBLE * side, _CAREFUL * depth[way]), rng)
+        reach = np.r_[0, np.cumsum(np.hypot(*np.diff(stroke, axis=0).T))]
+        stroke = stroke[reach <= longest]
+        yield stroke
+        wanted -= max(float(reach[len(stroke) - 1]), options.width)
+        if wanted < typical / 2:
+            return
+
+
+def _cells(
+    depth: np.ndarray,  # [h, w]
+) -> tuple[np.ndarray, np.ndarray]:  # [r, c] depth, [r, c, 2] x, y in pixels
+    """Coarsen a map of depths to cells, each of which stands for its deepest pixel.
+
+    So what is thin stays connected, and paths from cell to cell stay inside.
+    """
+    size = -(-max(depth.shape) // _GRID)
+    padded = np.pad(depth, [(0, -extent % size) for extent in depth.shape])
+    rows, columns = (extent // size for extent in padded.shape)
+    pixels = padded.reshape(rows, size, columns, size).swapaxes(1, 2).reshape(rows, columns, -1)
+    y, x = np.divmod(pixels.argmax(2), size)
+    x, y = x + size * np.arange(columns), y + size * np.arange(rows)[:, None]
+    return pixels.max(2), np.stack([x, y], 2).astype(float)
+
+
+def _hand(
+    path: np.ndarray,  # [P, 2] x, y
+    wobble: np.ndarray,  # [P], standard deviation, in pixels
+    rng: Generator,
+) -> np.ndarray:  # [P, 2]
+    """Draw a planned path by hand: its corners rounded, and a little beside it."""
+    rounded = ndimage.gaussian_filter1d(path, 1.5, axis=0, mode="nearest")
+    slow = 3.0  # steps over which the hand drifts; the root restores the deviation
+    drift = ndimage.gaussian_filter1d(rng.normal(size=path.shape), slow, axis=0, mode="wrap")
+    return rounded + wobble[:, None] * (2 * slow * np.pi**0.5) ** 0.5 * drift
+
+
+def _draw(draw: ImageDraw.ImageDraw, stroke: np.ndarray, label: int, width: int) -> None:
+    points = [(float(x), float(y)) for x, y in stroke]
+    radius = (width - 1) / 2
+    for x, y in (points[0], points[-1]):
+        draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=label)
+    draw.line(points, fill=label, width=width, joint="curve")
+
+
+def _check_labels(name: str, labels: np.ndarray) -> None:
+    if labels.ndim != 2 or labels.size == 0 or labels.dtype.kind not in "ui":
+        raise ValueError(
+            f"{name} must be an [H, W] array of integers, got shape {labels.shape}, {labels.dtype}"
+        )
+
+
+@dataclass(frozen=True)
+class DistanceSums:
+    """Sums over pixels of their distance to their region's border."""
+
+    pixels: int = 0
+    distance: float = 0.0
+    near: int = 0
+
+    def __add__(self, other: DistanceSums) -> DistanceSums:
+        return DistanceSums(
+            self.pixels + other.pixels, self.distance + other.distance, self.near + other.near
+        )
+
+    @property
+    def mean(self) -> float:
+        """Mean distance, in pixels; NaN without pixels."""
+        return self.distance / self.pixels if self.pixels else float("nan")
+
+    @property
+    def near_share(self) -> float:
+        """Share of the pixels near the border; NaN without pixels."""
+        return self.near / self.pixels if self.pixels else float("nan")
+
+
+@dataclass(frozen=True)
+class ScribbleStatistics:
+    """How scribbles compare with the masks they are about; + adds the statistics of images."""
+
+    pixels: int
+    """Pixels of the image, void left out."""
+
+    labelled: int
+    """Pixels with a scribble."""
+
+    contradicting: int
+    """Scribbled pixels of another class than the mask's."""
+
+    region: dict[int, DistanceSums]
+    """Per class, over all its pixels in the mask."""
+
+    scribble: dict[int, DistanceSums]
+    """Per class, over its scribbled pixels (those that agree with the mask)."""
+
+    def __add__(self, other: ScribbleStatistics) -> ScribbleStatistics:
+        return ScribbleStatistics(
+            self.pixels + other.pixels,
+            self.labelled + other.labelled,
+            self.contradicting + other.contradicting,
+            _merge(self.region, other.region),
+            _merge(self.scribble, other.scribble),
+        )
+
+    @property
+    def labelled_share(self) -> float:
+        """Share of the pixels that carry a scribble."""
+        return self.labelled / self.pixels if self.pixels else float("nan")
+
+    @property
+    def contradicting_share(self) -> float:
+        """Share of the scribbled pixels that contradict the mask."""
+        return self.contradicting / self.labelled if self.labelled else float("nan")
+
+
+def scribble_statistics(
+    scribble: np.ndarray,  # [H, W] integers
+    mask: np.ndarray,  # [H, W] integers
+    *,
+    border: float = 5.0,
+    ignore_value: int = 255,
+) -> ScribbleStatistics:
+    """Measure where scribbles lie in the regions that they label.
+
+    Distances are from a pixel to the nearest pixel of another class (or void); the picture's frame
+    is no border. A class that fills the picture has none, and is left out of the distances.
+
+    Args:
+        scribble: [H, W] integers, 255 where there is no scribble.
+        mask: [H, W] integers, the true classes.
+        border: Distance in pixels up to which a pixel counts as near the border.
+        ignore_value: Value of void pixels in the mask, which are left out.
+
+    Returns:
+        The sums of one image.
+
+    Raises:
+        ValueError: The arrays are no label maps, or their sizes differ.
+    """
+    _check_labels("scribble", scribble)
+    _check_labels("mask", mask)
+    if scribble.shape != mask.shape:
+        raise ValueError(f"scribble must have the mask's size {mask.shape}, got {scribble.shape}")
+    known = mask != ignore_value
+    drawn = known & (scribble != UNLABELED)
+    region, scribbled = {}, {}
+    for label in np.unique(mask[known]):
+        inside = mask == label
+        if not inside.all():
+            distance = ndimage.distance_transform_edt(inside)
+            region[int(label)] = _sums(distance[inside], border)
+            scribbled[int(label)] = _sums(distance[inside & (scribble == label)], border)
+    contradicting = int((drawn & (scribble != mask)).sum())
+    return ScribbleStatistics(int(known.sum()), int(drawn.sum()), contradicting, region, scribbled)
+
+
+def _sums(distance: np.ndarray, border: float) -> DistanceSums:
+    return DistanceSums(distance.size, float(distance.sum()), int((distance <= border).sum()))
+
+
+def _merge(a: dict[int, DistanceSums], b: dict[int, DistanceSums]) -> dict[int, DistanceSums]:
+    none = DistanceSums()
+    return {label: a.get(label, none) + b.get(label, none) for label in sorted({*a, *b})}
