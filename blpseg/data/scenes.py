@@ -266,7 +266,7 @@ _HUE_SPREAD = 0.08
 def _noise(
     rng: Generator, shape: tuple[int, int], cell: tuple[float, float]
 ) -> np.ndarray:  # [H, W] about normal
-    """Smooth noise: a random lattice, a node every `cell` = (rows, columns) pixels, interpolated."""
+    """Smooth noise: a random lattice, one node a `cell` (rows, columns) in pixels, interpolated."""
     rows, columns = (max(2, round(s / max(c, 1.0)) + 1) for s, c in zip(shape, cell, strict=True))
     lattice = Image.fromarray(rng.normal(0, 1, (rows, columns)).astype(np.float32))
     return np.asarray(lattice.resize(shape[::-1], Image.Resampling.BICUBIC))
@@ -507,7 +507,8 @@ def write_scenes(
     """Write scenes as a data-set folder: images, scribbles, masks, class names and split lists.
 
     The layout is `images/NAME.png`, `scribbles/NAME.png` (255 = unlabelled), `masks/NAME.png`,
-    `classes.txt` and `splits/{train,val}.txt`. Scene i of a split depends on the seed and i alone, not on the counts.
+    `classes.txt` and `splits/{train,val}.txt`. Scene i of a split depends on the seed and i alone,
+    not on the counts.
 
     Args:
         root: The folder to make; it may exist if it is empty.
