@@ -1,6 +1,21 @@
 """BLPSeg: train a segmentation network on scribbles. Model, data and training on ``blpseg_ops``."""
 
-from blpseg.model import BLPSeg
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
 from blpseg_ops import __version__
 
+if TYPE_CHECKING:
+    from blpseg.model import BLPSeg
+
 __all__ = ["BLPSeg", "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    # timm takes seconds to import, and `blpseg --help` has no need of it.
+    if name == "BLPSeg":
+        from blpseg.model import BLPSeg
+
+        return BLPSeg
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

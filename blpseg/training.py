@@ -381,19 +381,25 @@ class _Rate:
         return self._batch_size * (len(self._times) - 1) / (self._times[-1] - self._times[0])
 
 
+def progress_bars(console: Console) -> Progress:
+    """Bars for training runs: description, iterations, time left and a field `detail`."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=12),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(elapsed_when_finished=True),
+        TextColumn("{task.fields[detail]}"),
+        console=console,
+    )
+
+
 class _Display:
     """Progress in the terminal: losses, learning rate, time left, and each validation's mIoU."""
 
     def __init__(self, iterations: int) -> None:
         self._iterations = iterations
-        self._progress = Progress(
-            BarColumn(bar_width=12),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(elapsed_when_finished=True),
-            TextColumn("{task.fields[detail]}"),
-            console=Console(stderr=True),
-        )
-        self._task: TaskID = self._progress.add_task("Training", total=iterations, detail="")
+        self._progress = progress_bars(Console(stderr=True))
+        self._task: TaskID = self._progress.add_task("", total=iterations, detail="")
 
     def __enter__(self) -> _Display:
         self._progress.start()

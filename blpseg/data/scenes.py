@@ -452,7 +452,7 @@ def _expose(rng: Generator, image: np.ndarray, surroundings: _Surroundings) -> n
 
 
 def _as_shape(size: int | tuple[int, int]) -> tuple[int, int]:
-    shape = (size, size) if isinstance(size, int) else tuple(size)
+    shape = (size, size) if isinstance(size, int | np.integer) else tuple(size)
     if len(shape) != 2 or min(shape) < 16:
         raise ValueError(
             f"size must be an int or (height, width) of at least 16 pixels, got {size!r}"

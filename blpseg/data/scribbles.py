@@ -24,9 +24,9 @@ UNLABELED = 255
 _SHARE = 0.03  # of a region's pixels to label
 _STROKE = (0.5, 1.1)  # length of one stroke, over the root of the region's area
 _ROOMY = 0.012  # distance from the border where people begin to prefer the middle, over the side
-_FRAME = 5.0  # a pixel of distance to the picture's frame is worth so many to a border
 _END_PULL = 1.5  # exponent of the preference where a stroke begins and ends
-_PATH_PULL = (0.5, 1.0)  # and along its way: whatever the preference, and in proportion to it
+_PATH_PULL = (0.1, 1.4)  # and along its way: whatever the preference, and in proportion to it
+_APART = 10  # cells within which a stroke repels the next
 _WOBBLE = 0.006  # standard deviation of the hand, over the side
 _CAREFUL = 0.5  # ... and at most this share of the distance to the border
 _GRID = 64  # cells a side, at most, that a stroke is planned on
@@ -104,19 +104,20 @@ def simulate_scribbles(
     canvas = Image.new("L", mask.shape[::-1], UNLABELED)
     draw = ImageDraw.Draw(canvas)
     rng = np.random.default_rng(seed)
-    # People keep off the picture's frame too, though less than off a border.
-    to_frame = [np.minimum(np.arange(1, n + 1), np.arange(n, 0, -1)) for n in mask.shape]
-    off_frame = _FRAME * np.minimum(to_frame[0][:, None], to_frame[1])
     for label in labels:
         regions, _ = ndimage.label(mask == label)
-        depth = np.minimum(ndimage.distance_transform_edt(mask == label), off_frame)
         for index, window in enumerate(ndimage.find_objects(regions), 1):
-            inside = np.where(regions[window] == index, depth[window], 0)
+            depth = _distance_to_border(regions[window] == index)
             corner = (window[1].start, window[0].start)
-            for stroke in _strokes(inside, max(mask.shape), options, rng):
+            for stroke in _strokes(depth, max(mask.shape), options, rng):
                 if rng.random() >= options.drop:
                     _draw(draw, stroke + corner, label, options.width)
     return np.array(canvas)
+
+
+def _distance_to_border(region: np.ndarray) -> np.ndarray:  # [h, w] bool -> [h, w] pixels
+    """Distance of a region's pixels to what lies outside it or its window."""
+    return ndimage.distance_transform_edt(np.pad(region, 1))[1:-1, 1:-1]
 
 
 def _strokes(
@@ -135,6 +136,7 @@ def _strokes(
     ends /= ends.sum()
     pull = _PATH_PULL[0] + _PATH_PULL[1] * options.preference
     cost = np.where(depth > 0, roominess**-pull, -1)  # -1: no way through
+    fresh = depth > 0  # cells that no stroke has crossed
     typical = options.length * area**0.5
     wanted = options.length * _SHARE * area / options.width
     while True:
@@ -151,6 +153,12 @@ def _strokes(
         reach = np.r_[0, np.cumsum(np.hypot(*np.diff(stroke, axis=0).T))]
         stroke = stroke[reach <= longest]
         yield stroke
+        fresh[way] = False
+        # Strokes spread over the region: the next one keeps away from this one.
+        novelty = np.minimum(1, ndimage.distance_transform_edt(fresh) / _APART + 0.02)
+        ends = ends * novelty.ravel()
+        ends /= ends.sum()
+        cost = np.where(depth > 0, cost / novelty, -1)
         wanted -= max(float(reach[len(stroke) - 1]), options.width)
         if wanted < typical / 2:
             return
@@ -271,8 +279,8 @@ def scribble_statistics(
 ) -> ScribbleStatistics:
     """Measure where scribbles lie in the regions that they label.
 
-    Distances are from a pixel to the nearest pixel of another class (or void); the picture's frame
-    is no border. A class that fills the picture has none, and is left out of the distances.
+    Distances are from a pixel to the nearest pixel of another class, void or beyond the picture's
+    frame.
 
     Args:
         scribble: [H, W] integers, 255 where there is no scribble.
@@ -295,10 +303,9 @@ def scribble_statistics(
     region, scribbled = {}, {}
     for label in np.unique(mask[known]):
         inside = mask == label
-        if not inside.all():
-            distance = ndimage.distance_transform_edt(inside)
-            region[int(label)] = _sums(distance[inside], border)
-            scribbled[int(label)] = _sums(distance[inside & (scribble == label)], border)
+        distance = _distance_to_border(inside)
+        region[int(label)] = _sums(distance[inside], border)
+        scribbled[int(label)] = _sums(distance[inside & (scribble == label)], border)
     contradicting = int((drawn & (scribble != mask)).sum())
     return ScribbleStatistics(int(known.sum()), int(drawn.sum()), contradicting, region, scribbled)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from scipy.ndimage import binary_opening
 
 from blpseg.data.scenes import CLASSES, render_scene, write_scenes
 from blpseg.data.scribbles import UNLABELED
@@ -50,8 +51,6 @@ def test_scenes_vary() -> None:
 
 def _thin_share(region: np.ndarray) -> float:
     """Share of a region that an opening by a 7 x 7 square removes."""
-    from scipy.ndimage import binary_opening
-
     return 1 - binary_opening(region, np.ones((7, 7))).sum() / region.sum()
 
 
