@@ -15,10 +15,10 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import runpy
 import shutil
 import subprocess
 import sys
-from importlib import metadata
 from pathlib import Path
 
 from setuptools import Extension, setup
@@ -91,6 +91,7 @@ class NativeBuild(build_ext):
             raise BuildError("pybind11 was not found: pip install pybind11")
         import pybind11
 
+        torch_dir = torch.submodule_search_locations[0]
         cmake, build = _tool("cmake"), ROOT / "build" / "native"
         settings = {
             "CMAKE_BUILD_TYPE": "Release",
@@ -98,8 +99,9 @@ class NativeBuild(build_ext):
             "Python_EXECUTABLE": sys.executable,
             "pybind11_DIR": pybind11.get_cmake_dir(),
             "BLPSEG_VERSION": self.distribution.get_version(),
-            "BLPSEG_TORCH_DIR": torch.submodule_search_locations[0],
-            "BLPSEG_TORCH_VERSION": metadata.version("torch"),
+            "BLPSEG_TORCH_DIR": torch_dir,
+            # Not torch itself: importing it takes seconds, and its metadata leaves "+cu132" out.
+            "BLPSEG_TORCH_VERSION": runpy.run_path(f"{torch_dir}/version.py")["__version__"],
         }
 
         def configure(cuda: bool) -> None:

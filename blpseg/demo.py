@@ -41,7 +41,7 @@ from blpseg.pictures import comparison_sheet, save_label_map, save_picture
 from blpseg.prediction import Prediction, predict_image
 from blpseg.training import Step, progress_bars, train
 
-BASELINE, METHOD, PHOTO = "partial cross entropy", "BLPSeg", "BLPSeg, one photograph"
+BASELINE, METHOD, PHOTO = "partial cross entropy", "BLPSeg", "BLPSeg, one photo"
 _SHOWN_SCENES = 5
 
 
@@ -113,7 +113,7 @@ def demo(quick: bool = False, output: Path = Path("blpseg-demo")) -> dict[str, A
         "seconds": round(time.monotonic() - start, 1),
     }
     (output / "demo.json").write_text(json.dumps(result, indent=2) + "\n")
-    _print(console, scores, result["seconds"], [*pictures, output / "demo.json"])
+    _print(console, scores, quick, result["seconds"], [*pictures, output / "demo.json"])
     return result
 
 
@@ -200,8 +200,8 @@ def _sheet(
 
 
 _DISTANCES = {
-    "by_scribble_distance": "nearest scribble",
-    "by_border_distance": "region's border",
+    "by_scribble_distance": "scribble",
+    "by_border_distance": "border",
 }
 
 
@@ -215,13 +215,15 @@ def _plot(scores: dict[str, Scores], path: Path) -> None:
             style = {"linestyle": ":", "color": "gray"} if name == PHOTO else {}
             axes.plot(range(len(bins)), heights, marker="o", label=name, **style)
         axes.set_xticks(range(len(bins)), [_span(part) for part in bins])
-        axes.set(xlabel=f"distance to the {title}, pixels", ylabel="accuracy, %")
+        axes.set(xlabel=f"distance to the nearest {title}, pixels", ylabel="accuracy, %")
         axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(path, dpi=120)
 
 
-def _print(console: Console, scores: dict[str, Scores], seconds: float, files: list[Path]) -> None:
+def _print(
+    console: Console, scores: dict[str, Scores], quick: bool, seconds: float, files: list[Path]
+) -> None:
     table = Table("", *scores, box=box.SIMPLE_HEAD)
     for column in table.columns[1:]:
         column.justify = "right"
@@ -235,9 +237,9 @@ def _print(console: Console, scores: dict[str, Scores], seconds: float, files: l
     console.print(table)
     ours, theirs = 100 * scores[METHOD].miou, 100 * scores[BASELINE].miou
     verdict = f"is ahead of {BASELINE}" if ours > theirs else f"does not beat {BASELINE}"
+    caution = "a run this short says nothing" if quick else "one run each"
     console.print(
-        f"On these scenes {METHOD} {verdict}: {ours:.1f} % mIoU against {theirs:.1f} %, "
-        "one run each."
+        f"On these scenes {METHOD} {verdict}: {ours:.1f} % mIoU against {theirs:.1f} % ({caution})."
     )
     console.print(f"Done in {seconds:.0f} s. Look at:")
     for file in files:
