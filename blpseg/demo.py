@@ -229,6 +229,7 @@ def _print(
     console: Console, scores: dict[str, Scores], quick: bool, seconds: float, files: list[Path]
 ) -> None:
     table = Table("", *scores, box=box.SIMPLE_HEAD)
+    table.columns[0].no_wrap = True
     for column in table.columns[1:]:
         column.justify = "right"
     table.add_row("mIoU, %", *(_percent(score.miou) for score in scores.values()))
