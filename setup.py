@@ -69,7 +69,7 @@ class NativeBuild(build_ext):
         for pattern in PRODUCTS:  # a stale library must not outlive a failed build
             for stale in package.glob(pattern):
                 stale.unlink()
-        report = {"source": str(ROOT), "cpu": None, "cuda": None}  # None: built; a text: why not
+        report: dict[str, str | None] = {"cpu": None, "cuda": None}  # None: built; a text: why not
         try:
             if NATIVE == "0":
                 raise BuildError("BLPSEG_NATIVE=0 was set when blpseg was installed")

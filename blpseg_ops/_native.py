@@ -78,10 +78,8 @@ def build_info() -> BuildInfo | None:
 
 def remedy() -> str:
     """The command that builds the native code again, and makes a failure loud."""
-    source = _read_report().get("source")
-    if source is None:
-        source = str(PACKAGE.parent)
-    what = f"-e {source}" if (Path(source) / "setup.py").exists() else "blpseg"
+    source = PACKAGE.parent  # a checkout, or site-packages
+    what = f"-e {source}" if (source / "setup.py").exists() else "blpseg"
     return f"BLPSEG_NATIVE=1 pip install -v --force-reinstall --no-deps {what}"
 
 

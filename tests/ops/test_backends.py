@@ -109,8 +109,8 @@ print(report())
     ("written", "cause"),
     [
         (None, "its native code was never built"),
-        ({"source": "/x", "cpu": "no C++ compiler", "cuda": "no C++ compiler"}, "no C++ compiler"),
-        ({"source": "/x", "cpu": None, "cuda": None}, "built, but it does not load: "),
+        ({"cpu": "no C++ compiler", "cuda": "no C++ compiler"}, "no C++ compiler"),
+        ({"cpu": None, "cuda": None}, "built, but it does not load: "),
     ],
     ids=["never installed", "failed build", "library gone"],
 )
@@ -127,6 +127,6 @@ def test_without_native_code_it_works_and_says_why_once(
 
 def test_who_asked_for_no_native_code_is_not_warned(tmp_path: Path) -> None:
     cause = "BLPSEG_NATIVE=0 was set when blpseg was installed"
-    printed = _run_copy(tmp_path, {"source": "/x", "cpu": cause, "cuda": cause}, USE_TWICE)
+    printed = _run_copy(tmp_path, {"cpu": cause, "cuda": cause}, USE_TWICE)
     assert printed.startswith("0\n")
     assert cause in printed
