@@ -1,8 +1,9 @@
 """Plain PyTorch twins of the ops: the same names and signatures, written to be read.
 
-They define what the kernels must compute. They hold everything at full size (``lam`` an L x L
-matrix an image, the losses [N, K, H, W]), run on any device, are differentiated by autograd, and
-compute in float64 for float64 input and in float32 for everything narrower.
+They define what the kernels must compute. They hold everything at full size (the losses
+[N, K, H, W]; ``lam`` goes through the L x L pairs of pixels in blocks), run on any device, are
+differentiated by autograd, and compute in float64 for float64 input and in float32 for everything
+narrower.
 
 Source: Wang et al., "BLPSeg: Balance the Label Preference in Scribble-Supervised Semantic
 Segmentation", IEEE TIP 32, 2023.

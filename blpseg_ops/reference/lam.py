@@ -13,11 +13,14 @@ Sums are taken in the logarithm: |f|^2 reaches hundreds, where the exponentials 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
 from blpseg_ops.reference.resize import accumulate_dtype
+
+BLOCK = 2**24  # pairs of pixels that are looked at in one go: 64 MiB a matrix in float32
 
 
 def lam(
@@ -40,16 +43,19 @@ def lam_forward(
     scale: float,
 ) -> tuple[Tensor, Tensor]:  # output [N, C, h, w], log_denominator [N, h, w]
     """LAM, and log(Z + eps T) of every target pixel, from which backward remakes all weights."""
-    similarity, log_weight = _logarithms(features, sigma, scale)
-    log_denominator = log_weight.logsumexp(1)
-    if eps > 0:
-        log_eps_t = similarity.logsumexp(1) + math.log(eps)
-        log_denominator = torch.logaddexp(log_denominator, log_eps_t)
-    share = (log_weight - log_denominator[:, None]).exp()  # P_ab
-    output = values.to(share.dtype).flatten(2) @ share
+    v = values.to(accumulate_dtype(values.dtype)).flatten(2)
+    outputs, log_denominators = [], []
+    for targets in _blocks(features):
+        similarity, log_weight = _logarithms(features, targets, sigma, scale)
+        log_denominator = log_weight.logsumexp(1)
+        if eps > 0:
+            log_eps_t = similarity.logsumexp(1) + math.log(eps)
+            log_denominator = torch.logaddexp(log_denominator, log_eps_t)
+        outputs.append(v @ (log_weight - log_denominator[:, None]).exp())  # v P
+        log_denominators.append(log_denominator)
     return (
-        output.to(values.dtype).reshape(values.shape),
-        log_denominator.reshape(-1, *values.shape[2:]),
+        torch.cat(outputs, 2).to(values.dtype).reshape(values.shape),
+        torch.cat(log_denominators, 1).reshape(-1, *values.shape[2:]),
     )
 
 
@@ -72,33 +78,45 @@ def lam_backward(
         ds_ab = P_ab (<g_b, v_a> - delta_b) - R_ab delta_b
         df_c  = scale * (sum_a ds_ac f_a + sum_b ds_cb f_b)
     """
-    similarity, log_weight = _logarithms(features, sigma, scale)
-    dtype = similarity.dtype
+    dtype = accumulate_dtype(features.dtype)
+    f, v, g, out = (x.to(dtype).flatten(2) for x in (features, values, grad_output, output))
     log_denominator = log_denominator.flatten(1)[:, None]
-    share = (log_weight - log_denominator).exp()
-    g, v, out = (x.to(dtype).flatten(2) for x in (grad_output, values, output))
-    delta = (g * out).sum(1, keepdim=True)
-    grad_values = g @ share.mT
-    grad_similarity = share * (v.mT @ g - delta)
-    if eps > 0:
-        grad_similarity = grad_similarity - eps * (similarity - log_denominator).exp() * delta
-    f = features.to(dtype).flatten(2)
-    grad_features = scale * f @ (grad_similarity + grad_similarity.mT)
+    grad_f, grad_v = torch.zeros_like(f), torch.zeros_like(v)
+    for targets in _blocks(features):
+        similarity, log_weight = _logarithms(features, targets, sigma, scale)
+        log_d, g_b = log_denominator[..., targets], g[..., targets]
+        share = (log_weight - log_d).exp()  # P_ab
+        delta = (g_b * out[..., targets]).sum(1, keepdim=True)
+        grad_v += g_b @ share.mT
+        grad_s = share * (v.mT @ g_b - delta)
+        if eps > 0:
+            grad_s = grad_s - eps * (similarity - log_d).exp() * delta
+        grad_f[..., targets] += scale * f @ grad_s
+        grad_f += scale * f[..., targets] @ grad_s.mT
     return (
-        grad_features.to(features.dtype).reshape(features.shape),
-        grad_values.to(values.dtype).reshape(values.shape),
+        grad_f.to(features.dtype).reshape(features.shape),
+        grad_v.to(values.dtype).reshape(values.shape),
     )
+
+
+def _blocks(features: Tensor) -> Iterator[slice]:  # [N, D, h, w] -> slices of the h * w pixels
+    """Blocks of target pixels; each target's sums stand alone, so a block at a time will do."""
+    n, _, h, w = features.shape
+    size = max(1, BLOCK // max(1, n * h * w))
+    for start in range(0, h * w, size):
+        yield slice(start, start + size)
 
 
 def _logarithms(
     features: Tensor,  # [N, D, h, w]
+    targets: slice,
     sigma: float,
     scale: float,
-) -> tuple[Tensor, Tensor]:  # s_ab and log w_ab, both [N, a, b]
+) -> tuple[Tensor, Tensor]:  # s_ab and log w_ab, both [N, a, b], b among the targets
     f = features.to(accumulate_dtype(features.dtype)).flatten(2)
-    similarity = scale * f.mT @ f
+    similarity = scale * f.mT @ f[..., targets]
     h, w = features.shape[2:]
     y = torch.arange(h, dtype=f.dtype, device=f.device).repeat_interleave(w)
     x = torch.arange(w, dtype=f.dtype, device=f.device).repeat(h)
-    distance2 = (y[:, None] - y) ** 2 + (x[:, None] - x) ** 2
+    distance2 = (y[:, None] - y[targets]) ** 2 + (x[:, None] - x[targets]) ** 2
     return similarity, similarity - distance2 / (2 * sigma**2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from functools import partial
 
 import pytest
@@ -26,7 +27,11 @@ def _target(rng: torch.Generator, n: int, classes: int, h: int, w: int) -> Tenso
 
 @pytest.mark.parametrize("eps", [0.0, 1e-7, 0.3])
 @pytest.mark.parametrize("scale", [1.0, 0.4])
-def test_lam_gradcheck(rng: torch.Generator, eps: float, scale: float) -> None:
+@pytest.mark.parametrize("block", [2**24, 2 * 12 * 5], ids=["one block", "three blocks"])
+def test_lam_gradcheck(
+    rng: torch.Generator, monkeypatch: pytest.MonkeyPatch, eps: float, scale: float, block: int
+) -> None:
+    monkeypatch.setattr(sys.modules["blpseg_ops.reference.lam"], "BLOCK", block)
     features = _randn(rng, 2, 3, 3, 4).requires_grad_()
     values = _randn(rng, 2, 2, 3, 4).requires_grad_()
     op = partial(blpseg_ops.lam, sigma=1.3, eps=eps, scale=scale)

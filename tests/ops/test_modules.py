@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import sys
 
 import pytest
 import torch
@@ -32,7 +33,11 @@ def _lam_pixel_by_pixel(features: Tensor, values: Tensor, sigma: float, eps: flo
 
 @pytest.mark.parametrize("eps", [0.0, 0.05])
 @pytest.mark.parametrize("backend", ["auto", "reference"])
-def test_lam_is_its_definition(rng: torch.Generator, eps: float, backend: str) -> None:
+@pytest.mark.parametrize("block", [2**24, 1], ids=["one block", "a block a pixel"])
+def test_lam_is_its_definition(
+    rng: torch.Generator, monkeypatch: pytest.MonkeyPatch, eps: float, backend: str, block: int
+) -> None:
+    monkeypatch.setattr(sys.modules["blpseg_ops.reference.lam"], "BLOCK", block)
     features = torch.randn(2, 3, 3, 4, generator=rng, dtype=torch.float64)
     values = torch.randn(2, 2, 3, 4, generator=rng, dtype=torch.float64)
     output = blpseg_ops.lam(features, values, 1.2, eps=eps, backend=backend)
