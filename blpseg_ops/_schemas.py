@@ -13,7 +13,7 @@ import torch
 LIBRARY = torch.library.Library("blpseg", "DEF")
 
 for _schema in (
-    # log_denominator [N, h, w]: log(Z + eps T) of every target pixel.
+    # log_denominator [N, h, w]: log((Z + eps T) / w_bb) of every target pixel b.
     "lam(Tensor features, Tensor values, float sigma, float eps, float scale)"
     " -> (Tensor output, Tensor log_denominator)",
     "lam_backward(Tensor grad_output, Tensor features, Tensor values, Tensor output,"

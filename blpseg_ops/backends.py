@@ -23,6 +23,7 @@ def register(op: str, device_type: str, name: str) -> None:
 
 
 if _native.CPU_PROBLEM is None:
+    register("lam", "cpu", "cpp")
     register("upsample_argmax", "cpu", "cpp")
 if _native.CUDA_PROBLEM is None:
     register("upsample_argmax", "cuda", "cuda")

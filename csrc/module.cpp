@@ -3,9 +3,12 @@
 // torch.ops.blpseg.
 
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
 #include <sstream>
 #include <string>
+
+#include "cpu/capability.h"
 
 namespace py = pybind11;
 
@@ -38,4 +41,12 @@ PYBIND11_MODULE(_C, module) {
       "    dict: version (of blpseg), compiler, torch (built against), cuda (the toolkit's\n"
       "    version, or None when no CUDA library was built) and archs (what that library is\n"
       "    compiled for, e.g. '90-real', '120-virtual').");
+  module.def("cpu_capability", &blpseg::cpu_capability_name,
+             "The variant of the CPU kernels in use: 'portable', 'avx2' or 'avx512'.");
+  module.def("cpu_capabilities", &blpseg::cpu_capabilities,
+             "The variants that this build has and this machine runs, best last.");
+  module.def("set_cpu_capability", &blpseg::set_cpu_capability, py::arg("name"),
+             "Choose a variant; the environment variable BLPSEG_CPU_CAPABILITY does so on loading.\n\n"
+             "Raises:\n"
+             "    ValueError: name is not among cpu_capabilities().");
 }

@@ -42,8 +42,13 @@ def lam_forward(
     eps: float,
     scale: float,
 ) -> tuple[Tensor, Tensor]:  # output [N, C, h, w], log_denominator [N, h, w]
-    """LAM, and log(Z + eps T) of every target pixel, from which backward remakes all weights."""
+    """LAM, and log((Z + eps T) / w_bb) of every target pixel b, to remake all weights from.
+
+    Relative to the pixel's own weight it is a small number. log(Z + eps T) itself is as large as
+    the scores, hundreds, and float32 would round it by as much as 3e-5.
+    """
     v = values.to(accumulate_dtype(values.dtype)).flatten(2)
+    own = _own_scores(features, scale)
     outputs, log_denominators = [], []
     for targets in _blocks(features):
         similarity, log_weight = _logarithms(features, targets, sigma, scale)
@@ -52,7 +57,7 @@ def lam_forward(
             log_eps_t = similarity.logsumexp(1) + math.log(eps)
             log_denominator = torch.logaddexp(log_denominator, log_eps_t)
         outputs.append(v @ (log_weight - log_denominator[:, None]).exp())  # v P
-        log_denominators.append(log_denominator)
+        log_denominators.append(log_denominator - own[:, targets])
     return (
         torch.cat(outputs, 2).to(values.dtype).reshape(values.shape),
         torch.cat(log_denominators, 1).reshape(-1, *values.shape[2:]),
@@ -80,7 +85,7 @@ def lam_backward(
     """
     dtype = accumulate_dtype(features.dtype)
     f, v, g, out = (x.to(dtype).flatten(2) for x in (features, values, grad_output, output))
-    log_denominator = log_denominator.flatten(1)[:, None]
+    log_denominator = (log_denominator.flatten(1) + _own_scores(features, scale))[:, None]
     grad_f, grad_v = torch.zeros_like(f), torch.zeros_like(v)
     for targets in _blocks(features):
         similarity, log_weight = _logarithms(features, targets, sigma, scale)
@@ -97,6 +102,11 @@ def lam_backward(
         grad_f.to(features.dtype).reshape(features.shape),
         grad_v.to(values.dtype).reshape(values.shape),
     )
+
+
+def _own_scores(features: Tensor, scale: float) -> Tensor:  # [N, D, h, w] -> s_bb [N, h * w]
+    f = features.to(accumulate_dtype(features.dtype)).flatten(2)
+    return scale * (f * f).sum(1)
 
 
 def _blocks(features: Tensor) -> Iterator[slice]:  # [N, D, h, w] -> slices of the h * w pixels

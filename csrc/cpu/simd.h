@@ -1,0 +1,136 @@
+// Vectors as wide as the variant that this file is compiled for: csrc/cpu/lam_kernels.cpp is built
+// once per capability (see CMakeLists.txt), and all it contains lives in a namespace of that name.
+//
+// The compilers' own vector extension does the arithmetic, so that one source serves x86 and arm;
+// intrinsics are left to what it cannot say. No header of the standard library or of torch may be
+// included where these are: an inline function of theirs, compiled for AVX-512 here, could be the
+// copy that the linker keeps for everyone.
+#pragma once
+
+#include <stdint.h>
+#ifdef __x86_64__
+#include <immintrin.h>
+#endif
+
+#if !defined(BLPSEG_CAPABILITY)
+#error "BLPSEG_CAPABILITY names the variant: portable, avx2 or avx512"
+#endif
+
+namespace blpseg::BLPSEG_CAPABILITY {
+
+#if defined(__AVX512F__)
+constexpr int kVectorBytes = 64;
+constexpr int kVectorsAcross = 4;  // of a register block: 4 x 4 accumulators fit in 32 registers
+#elif defined(__AVX__)
+constexpr int kVectorBytes = 32;
+constexpr int kVectorsAcross = 2;  // 4 x 2 accumulators fit in 16 registers
+#elif defined(__aarch64__)
+constexpr int kVectorBytes = 16;
+constexpr int kVectorsAcross = 4;
+#else
+constexpr int kVectorBytes = 16;
+constexpr int kVectorsAcross = 2;
+#endif
+
+template <typename A>
+struct Simd;
+
+template <>
+struct Simd<float> {
+  typedef float Vector __attribute__((vector_size(kVectorBytes)));
+  typedef int32_t Bits __attribute__((vector_size(kVectorBytes)));
+  static constexpr int kMantissa = 23;
+  static constexpr int32_t kOne = 127 << kMantissa;  // the bits of 1.0
+  static constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
+  static constexpr float kLowest = -87.33f;     // below, exp leaves the normal numbers: 0
+  static constexpr float kLn2High = 0.693359375f, kLn2Low = -2.12194440054690583e-4f;
+  // (exp(r) - 1 - r) / r^2 interpolated at the Chebyshev nodes of |r| <= ln(2) / 2: error 1e-8.
+  static constexpr float kPolynomial[] = {0.5f, 0.166665770256f, 0.0416665546621f,
+                                          0.00836317307451f, 0.00139261761199f};
+};
+
+template <>
+struct Simd<double> {
+  typedef double Vector __attribute__((vector_size(kVectorBytes)));
+  typedef int64_t Bits __attribute__((vector_size(kVectorBytes)));
+  static constexpr int kMantissa = 52;
+  static constexpr int64_t kOne = int64_t{1023} << kMantissa;
+  static constexpr double kRound = 6755399441055744.0;  // 1.5 * 2^52
+  static constexpr double kLowest = -708.39;
+  static constexpr double kLn2High = 0.693145751953125, kLn2Low = 1.42860682030941723e-6;
+  // As above: error 1.7e-17.
+  static constexpr double kPolynomial[] = {
+      0.500000000000000102,   0.166666666666666675,   0.0416666666666241619,  0.00833333333333006445,
+      0.00138888889171967191, 0.000198412698630405453, 0.0000248015213223686933,
+      2.75572684803100255e-6, 2.76200758799833666e-7, 2.51003758325612337e-8};
+};
+
+template <typename A>
+using Vector = typename Simd<A>::Vector;
+
+template <typename A>
+constexpr int kWidth = kVectorBytes / sizeof(A);
+
+template <typename A>
+inline Vector<A> load(const A* from) {
+  Vector<A> v;
+  __builtin_memcpy(&v, from, sizeof v);
+  return v;
+}
+
+template <typename A>
+inline void store(A* to, Vector<A> v) {
+  __builtin_memcpy(to, &v, sizeof v);
+}
+
+template <typename A>
+inline Vector<A> broadcast(A value) {
+  return value - Vector<A>{};
+}
+
+// The larger of each pair; b where either is NaN.
+template <typename V>
+inline V larger(V a, V b) {
+  return a > b ? a : b;
+}
+
+template <typename V>
+inline V smaller(V a, V b) {
+  return a < b ? a : b;
+}
+
+// Whether any lane of a is above that of b.
+template <typename V>
+inline bool any_above(V a, V b) {
+  auto above = a > b;
+#if defined(__AVX512F__)
+  return _mm512_movepi32_mask((__m512i)above) != 0;
+#elif defined(__AVX__)
+  return _mm256_movemask_ps((__m256)above) != 0;
+#else
+  typedef int64_t Halves __attribute__((vector_size(16)));
+  const Halves halves = (Halves)above;
+  return (halves[0] | halves[1]) != 0;
+#endif
+}
+
+// exp, to the last place or two; 0 below the normal numbers; NaN for NaN.
+template <typename A>
+inline Vector<A> exp(Vector<A> x) {
+  using S = Simd<A>;
+  using Bits = typename S::Bits;
+  const Vector<A> shifted = x * A(1.4426950408889634) + S::kRound;
+  const Vector<A> n = shifted - S::kRound;
+  Vector<A> r = x - n * S::kLn2High;
+  r = r - n * S::kLn2Low;
+  constexpr int terms = sizeof(S::kPolynomial) / sizeof(A);
+  Vector<A> q = broadcast(S::kPolynomial[terms - 1]);
+#pragma GCC unroll 16
+  for (int i = terms - 2; i >= 0; --i) q = q * r + S::kPolynomial[i];
+  const Vector<A> mantissa = (r * r) * q + r + A(1);
+  // The low bits of `shifted` hold n; in the exponent's place they make 2^n.
+  const Bits exponent = ((Bits)shifted << S::kMantissa) + S::kOne;
+  return x < S::kLowest ? Vector<A>{} : mantissa * (Vector<A>)exponent;
+}
+
+}  // namespace blpseg::BLPSEG_CAPABILITY
