@@ -34,6 +34,7 @@ PYBIND11_MODULE(_C, module) {
   module.doc() = "The CPU kernels of blpseg_ops, and how they were built.";
   // The schemas live in Python, once, so that an install without native code has them as well.
   py::module_::import("blpseg_ops._schemas");
+  blpseg::cpu_capability();  // a bad BLPSEG_CPU_CAPABILITY shall be said now
   module.def(
       "build_info", &build_info,
       "How this module was built.\n\n"

@@ -20,9 +20,9 @@ using torch::stable::Tensor;
 template <typename T>
 using accumulate_t = std::conditional_t<std::is_same_v<T, double>, double, float>;
 
-// Calls visit(T{}) with the C++ type of a floating-point dtype.
+// Calls visit(T{}) with the C++ type of a floating-point dtype, which is that of `argument`.
 template <typename F>
-void dispatch_floating(const char* op, ScalarType dtype, F&& visit) {
+void dispatch_floating(const char* op, const char* argument, ScalarType dtype, F&& visit) {
   switch (dtype) {
     case ScalarType::Float:
       return visit(float{});
@@ -33,7 +33,8 @@ void dispatch_floating(const char* op, ScalarType dtype, F&& visit) {
     case ScalarType::BFloat16:
       return visit(torch::headeronly::BFloat16{});
     default:
-      STD_TORCH_CHECK(false, op, ": expected logits of float16, bfloat16, float32 or float64, got ",
+      STD_TORCH_CHECK(false, op, ": expected ", argument,
+                      " of float16, bfloat16, float32 or float64, got ",
                       torch::headeronly::toString(dtype));
   }
 }
@@ -49,19 +50,22 @@ void dispatch_label(ScalarType dtype, F&& visit) {
   return dtype == ScalarType::Byte ? visit(uint8_t{}) : visit(int32_t{});
 }
 
-// A rank-4 tensor as kernels read it: strides as given, so no layout needs a copy. [N, C, H, W]
-template <typename T>
-struct View4 {
+// A tensor as kernels read it: strides as given, so no layout needs a copy.
+template <typename T, int axes>
+struct View {
   const T* data;
-  int64_t size[4];
-  int64_t stride[4];
+  int64_t size[axes];
+  int64_t stride[axes];
 
-  explicit View4(const Tensor& tensor) : data(static_cast<const T*>(tensor.const_data_ptr())) {
-    for (int axis = 0; axis < 4; ++axis) {
+  explicit View(const Tensor& tensor) : data(static_cast<const T*>(tensor.const_data_ptr())) {
+    for (int axis = 0; axis < axes; ++axis) {
       size[axis] = tensor.size(axis);
       stride[axis] = tensor.stride(axis);
     }
   }
 };
+
+template <typename T>
+using View4 = View<T, 4>;  // [N, C, H, W]
 
 }  // namespace blpseg

@@ -31,30 +31,33 @@ void differentiate(const Rows& rows, const LamImage<A>& image, const LamNumbers<
   const bool has_eps = numbers.log_eps > A(-__builtin_inf());
   const A* source = image.source + other * kTile;
   const A* target = image.target + other * kTile;
+  const A* log_denominator = image.log_denominator + other * kTile;
   const A* delta = image.delta + other * kTile;
   for (int lane = 0; lane < kTile; lane += width) {
     const Vector<A> own_source = load(image.source + owner * kTile + lane);
     const Vector<A> own_target = load(image.target + owner * kTile + lane);
+    const Vector<A> own_denominator = load(image.log_denominator + owner * kTile + lane);
     const Vector<A> own_delta = load(image.delta + owner * kTile + lane);
     Vector<A> sum = {};
     for (int r = 0; r < rows.count; ++r) {
       const int a = rows.index[r];
       const int at = r * kTile + lane;
       const Vector<A> score = numbers.scale * load(pairs.x + at);
+      // Denominators' logs are small numbers beside these, and would drown in them.
       const Vector<A> log_in = score + (own_target + source[a]);    // a gives, c takes
       const Vector<A> log_out = score + (own_source + target[a]);   // c gives, a takes
       Vector<A> m = {};
       if (with_gaussian) {
         const Vector<A> near =
             load(gaussian.of_row(a) + lane) + load(gaussian.of_column(a) + lane);
-        const Vector<A> share_out = exp<A>(log_out + near);
-        m = exp<A>(log_in + near) * (load(pairs.in + at) - own_delta) +
+        const Vector<A> share_out = exp<A>(log_out + (near - log_denominator[a]));
+        m = exp<A>(log_in + (near - own_denominator)) * (load(pairs.in + at) - own_delta) +
             share_out * (load(pairs.out + at) - delta[a]);
         store<A>(pairs.out + at, share_out);
       }
       if (has_eps)
-        m -= exp<A>(log_in + numbers.log_eps) * own_delta +
-             exp<A>(log_out + numbers.log_eps) * delta[a];
+        m -= exp<A>(log_in + (numbers.log_eps - own_denominator)) * own_delta +
+             exp<A>(log_out + (numbers.log_eps - log_denominator[a])) * delta[a];
       store<A>(pairs.x + at, m);
       sum += m;
     }

@@ -60,11 +60,17 @@ struct Gaussian {
   }
 };
 
+// target_b less the log of what is known of the denominator.
+template <typename A>
+A share_of_target(const LamImage<A>& image, int64_t tile, int lane) {
+  return image.target[tile * kTile + lane] - image.log_denominator[tile * kTile + lane];
+}
+
 // The targets' side of the bound: everything but what the source contributes.
 template <typename A>
 struct TargetBound {
   A factors[kBoundRows][kTile];  // scale y_b, |scale| |r_b|
-  A target[kTile];               // target_b less the log of what is known of the denominator
+  A target[kTile];               // share_of_target; grows smaller as more is known
   A source[kTile];               // source_b, for the other direction
 
   void set(const LamImage<A>& image, const LamNumbers<A>& numbers, int64_t tile) {
@@ -75,7 +81,7 @@ struct TargetBound {
         factors[k][lane] = factor * bound[k * kTile + lane];
     }
     for (int lane = 0; lane < kTile; ++lane) {
-      target[lane] = image.target[tile * kTile + lane];
+      target[lane] = share_of_target(image, tile, lane);
       source[lane] = image.source[tile * kTile + lane];
     }
   }
@@ -136,7 +142,6 @@ void find_sources(const LamImage<A>& image, const LamNumbers<A>& numbers, int64_
   constexpr int together = vectors < 4 ? vectors : 4;
   const A* bound = image.bound + tile * kBoundRows * kTile;
   const A* source = image.source + tile * kTile;
-  const A* target = image.target + tile * kTile;
   const bool has_eps = numbers.log_eps > -__builtin_inf();
   const Vector<A> skip = broadcast(image.log_skip);
   const Vector<A> skip_far = broadcast(image.log_skip - numbers.log_eps);
@@ -145,6 +150,7 @@ void find_sources(const LamImage<A>& image, const LamNumbers<A>& numbers, int64_
     if (source[a] == A(-__builtin_inf())) continue;
     const A* along_y = gaussian.of_row(a);
     const A* along_x = gaussian.of_column(a);
+    const A back = share_of_target(image, tile, a);
     bool is_near = false, is_far = false;
     for (int first = 0; first < vectors && !is_near; first += together) {
       Vector<A> log_share[together], highest = broadcast(A(-__builtin_inf())), highest_far = highest;
@@ -152,7 +158,7 @@ void find_sources(const LamImage<A>& image, const LamNumbers<A>& numbers, int64_
       for (int j = 0; j < together; ++j) {
         const int lane = (first + j) * width;
         log_share[j] = load(targets.target + lane) + source[a];
-        if (both) log_share[j] = larger(log_share[j], load(targets.source + lane) + target[a]);
+        if (both) log_share[j] = larger(log_share[j], load(targets.source + lane) + back);
       }
 #pragma GCC unroll 9
       for (int k = 0; k < kBoundRows; ++k) {

@@ -55,12 +55,13 @@ struct LamImage {
   A* x;                // [tiles, rank, kTile]
   A* values;           // [tiles, C, kTile]
   A* source;           // [tiles, kTile]
-  A* target;           // [tiles, kTile]; in backward less log((Z + eps T) / w_bb)
+  A* target;           // [tiles, kTile]
+  A* log_denominator;  // [tiles, kTile]: in backward log((Z + eps T) / w_bb), in forward 0
   A* bound;            // [tiles, kBoundRows, kTile]: principal coordinates, norm of the rest
   A* low;              // [kAxes, tiles]: the least of each principal coordinate in a tile
   A* high;             // [kAxes, tiles]: the largest
   A* source_peak;      // [tiles]: the largest |scale| |x|^2 / 2 + source
-  A* target_peak;      // [tiles]: the largest |scale| |x|^2 / 2 + target
+  A* target_peak;      // [tiles]: the largest |scale| |x|^2 / 2 + target - log_denominator
   A* upstream;         // [tiles, C, kTile], in backward: g
   A* delta;            // [tiles, kTile], in backward: <g, out>
 };
@@ -73,7 +74,7 @@ struct LamScratch {
   A* features;          // [D, kTile]: features in, their gradient out
   A* coordinates;       // [max(rank, kAxes), kTile]
   A* values;            // [C, kTile]: output or the values' gradient
-  A* log_denominator;   // [kTile]: log((Z + eps T) / w_bb): forward's result, backward's input
+  A* log_denominator;   // [kTile]: forward's log((Z + eps T) / w_bb)
 };
 
 // What packing a tile found out.
@@ -92,7 +93,7 @@ struct LamKernels {
   // than `tolerance` is left of any sample's norm.
   void (*find_basis)(LamImage<A>& image, const LamNumbers<A>& numbers, double* sample,
                      int64_t count, int64_t most_directions, double tolerance);
-  // Makes a tile's x, source, target, bound, low, high and peaks from features and log_denominator.
+  // Makes a tile's x, source, target, bound, low, high and peaks from scratch's features.
   LamPacked (*pack_tile)(const LamImage<A>& image, const LamNumbers<A>& numbers, int64_t tile,
                          const LamScratch<A>& scratch);
   // Makes values (the output) and log_denominator of a tile.

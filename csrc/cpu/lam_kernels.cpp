@@ -1,16 +1,21 @@
 // LAM's kernels for one capability of the CPU: CMakeLists.txt compiles this file once for each.
-#include "lam_kernels.h"
 
 #include "lam_backward.h"
 #include "lam_basis.h"
 #include "lam_forward.h"
+#include "lam_image.h"
 #include "lam_pack.h"
 
 namespace blpseg::BLPSEG_CAPABILITY {
 
-const LamKernels<float> kLamFloat = {find_basis<float>, pack_tile<float>, forward_tile<float>,
-                                     backward_tile<float>};
-const LamKernels<double> kLamDouble = {find_basis<double>, pack_tile<double>, forward_tile<double>,
-                                       backward_tile<double>};
+template <typename A>
+const LamKernels<A>& lam_kernels() {
+  static constexpr LamKernels<A> kernels = {find_basis<A>, pack_tile<A>, forward_tile<A>,
+                                            backward_tile<A>};
+  return kernels;
+}
+
+template const LamKernels<float>& lam_kernels<float>();
+template const LamKernels<double>& lam_kernels<double>();
 
 }  // namespace blpseg::BLPSEG_CAPABILITY

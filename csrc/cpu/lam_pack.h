@@ -102,6 +102,7 @@ LamPacked pack_tile(const LamImage<A>& image, const LamNumbers<A>& numbers, int6
 
   A* source = image.source + tile * kTile;
   A* target = image.target + tile * kTile;
+  const A* log_denominator = image.log_denominator + tile * kTile;
   double source_peak = -__builtin_inf(), target_peak = -__builtin_inf();
   for (int lane = 0; lane < kTile; ++lane) {
     bound[kAxes * kTile + lane] = A(__builtin_sqrt(left[lane] + kRoundingShare * square[lane]));
@@ -110,13 +111,14 @@ LamPacked pack_tile(const LamImage<A>& image, const LamNumbers<A>& numbers, int6
     const double out = scale * along_centre[lane], own = -scale * square[lane] - out;
     source[lane] = A(out);
     // Without a finite weight of its own, a pixel's weights are relative to 1.
-    target[lane] = A(__builtin_isfinite(own) ? own : 0) - scratch.log_denominator[lane];
+    target[lane] = A(__builtin_isfinite(own) ? own : 0);
     const double magnitude = __builtin_fabs(out) + __builtin_fabs(own);
     packed.finite = packed.finite && magnitude < kLargest;
     if (magnitude > packed.magnitude) packed.magnitude = magnitude;
     const double half = size * square[lane] / 2;
     if (half + source[lane] > source_peak) source_peak = half + source[lane];
-    if (half + target[lane] > target_peak) target_peak = half + target[lane];
+    const double share = half + target[lane] - log_denominator[lane];
+    if (share > target_peak) target_peak = share;
   }
   image.source_peak[tile] = A(source_peak);
   image.target_peak[tile] = A(target_peak);

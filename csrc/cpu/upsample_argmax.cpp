@@ -111,7 +111,7 @@ Tensor upsample_argmax(const Tensor& logits, std::vector<int64_t> size) {
   const int64_t rows = logits.size(0) * size[0];
   // Enough rows a thread to pay for starting it, counted in logits looked at.
   const int64_t grain = 1 + (int64_t{1} << 16) / (logits.size(1) * size[1]);
-  dispatch_floating("upsample_argmax", logits.scalar_type(), [&](auto element) {
+  dispatch_floating("upsample_argmax", "logits", logits.scalar_type(), [&](auto element) {
     using T = decltype(element);
     const View4<T> view(logits);
     dispatch_label(labels.scalar_type(), [&](auto label) {

@@ -64,7 +64,7 @@ Tensor upsample_argmax(const Tensor& logits, std::vector<int64_t> size) {
                   "upsample_argmax: torch has no current CUDA stream on device ", device);
   const auto columns = static_cast<unsigned>((size[1] + kThreads - 1) / kThreads);
   const auto rows = static_cast<unsigned>(std::min<int64_t>(logits.size(0) * size[0], 65535));
-  dispatch_floating("upsample_argmax", logits.scalar_type(), [&](auto element) {
+  dispatch_floating("upsample_argmax", "logits", logits.scalar_type(), [&](auto element) {
     using T = decltype(element);
     dispatch_label(labels.scalar_type(), [&](auto label) {
       using Label = decltype(label);

@@ -1,0 +1,242 @@
+// Packing: an image's tensors, read into the tiles that kernels work on (lam_image.h), and the choice
+// of the coordinates that its features are held in.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <numeric>
+#include <optional>
+#include <vector>
+
+#include "lam_image.h"
+#include "lam_tiles.h"
+#include "tensor.h"
+
+namespace blpseg {
+
+// Images of at most this many tiles are computed plainly: finding out what to skip costs more.
+constexpr int64_t kPlainTiles = 4;
+// Pixels that a basis is found from, and how many directions it may have to make products in.
+constexpr int64_t kSample = 256, kMostDirections = 128;
+// How often such a basis is looked for, each time with more samples, before products are made of
+// the features as they are.
+constexpr int kAttempts = 4;
+
+// What backward is told besides the inputs of forward.
+template <typename T>
+struct LamUpstream {
+  View4<T> grad_output, output;              // [N, C, h, w]
+  View<accumulate_t<T>, 3> log_denominator;  // [N, h, w]
+};
+
+// A call of the op.
+template <typename T>
+struct LamCall {
+  using A = accumulate_t<T>;
+
+  const Tensor& like;          // has the device and dtype of new tensors
+  View4<T> features, values;   // [N, D, h, w], [N, C, h, w]
+  LamNumbers<A> numbers;
+  LamGrid grid;
+  const LamKernels<A>& kernels;
+  std::optional<LamUpstream<T>> upstream;  // in backward
+
+  int64_t tiles() const { return grid.rows * grid.columns; }
+
+  // torch's allocator aligns to cache lines, and says clearly when there is no memory.
+  Tensor room(std::vector<int64_t> size) const {
+    return torch::stable::new_empty(
+        like, size, std::is_same_v<A, double> ? ScalarType::Double : ScalarType::Float);
+  }
+};
+
+template <typename A>
+A* numbers_of(const Tensor& tensor) {
+  return static_cast<A*>(tensor.mutable_data_ptr());
+}
+
+// Image n of a call. First read_values() of each tile, then, until settle() is content:
+// choose_coordinates(), make_room() and pack() of each tile. What is done to a tile may be done to
+// others at the same time.
+template <typename T>
+class PackedImage {
+ public:
+  using A = accumulate_t<T>;
+
+  PackedImage(const LamCall<T>& call, int64_t n) : call_(call), n_(n), found_(call.tiles()) {
+    const int64_t tiles = call.tiles(), dims = call.numbers.dims;
+    most_directions_ = dims >= 4 * kAxes ? std::min(dims / 2, kMostDirections) : int64_t{kAxes};
+    image_.grid = call.grid;
+    image_.prune = tiles > kPlainTiles;
+    image_.centre = room({dims});
+    image_.basis = room({most_directions_, dims});
+    image_.transposed = room({dims, most_directions_});
+    image_.values = room({tiles, call.numbers.channels, kTile});
+    image_.source = room({tiles, kTile});
+    image_.target = room({tiles, kTile});
+    image_.log_denominator = room({tiles, kTile});
+    image_.bound = room({tiles, kBoundRows, kTile});
+    image_.low = room({kAxes, tiles});
+    image_.high = room({kAxes, tiles});
+    image_.source_peak = room({tiles});
+    image_.target_peak = room({tiles});
+    if (call.upstream) {
+      image_.upstream = room({tiles, call.numbers.channels, kTile});
+      image_.delta = room({tiles, kTile});
+    }
+    // Steps of the golden ratio spread any number of samples evenly.
+    const int64_t pixels = call.grid.height * call.grid.width;
+    for (int64_t s = 0; s < std::min(kSample, pixels); ++s) {
+      const double turns = 0.6180339887498949 * static_cast<double>(s);
+      samples_.push_back(static_cast<int64_t>((turns - std::floor(turns)) * pixels));
+    }
+  }
+
+  const LamImage<A>& image() const { return image_; }
+  int64_t index() const { return n_; }
+
+  // Numbers that a thread's scratch.coordinates must hold a pixel.
+  static int64_t most_coordinates(const LamCall<T>& call) {
+    return std::max(call.numbers.dims, int64_t{kAxes});
+  }
+
+  void read_values(int64_t tile) {
+    const int64_t channels = call_.numbers.channels, size = channels * kTile;
+    bool finite = load_tile(call_.values, n_, call_.grid, tile, image_.values + tile * size);
+    if (call_.upstream) {
+      const View4<T>& out = call_.upstream->output;
+      A* g = image_.upstream + tile * size;
+      A* delta = image_.delta + tile * kTile;
+      finite &= load_tile(call_.upstream->grad_output, n_, call_.grid, tile, g);
+      for_each_pixel(call_.grid, tile, [&](int lane, int64_t y, int64_t x, bool inside) {
+        delta[lane] = 0;
+        if (!inside) return;
+        const T* pixel = out.data + n_ * out.stride[0] + y * out.stride[2] + x * out.stride[3];
+        for (int64_t c = 0; c < channels; ++c)
+          delta[lane] += g[c * kTile + lane] * static_cast<A>(pixel[c * out.stride[1]]);
+        finite &= std::isfinite(delta[lane]);
+      });
+    }
+    found_[tile].finite = finite;
+  }
+
+  void choose_coordinates() {
+    if (image_.prune) image_.prune = all_finite();
+    if (image_.prune) {
+      find_basis();
+    } else {
+      image_.projected = false;
+      image_.directions = kAxes;
+      std::fill_n(image_.centre, call_.numbers.dims, A(0));
+      std::fill_n(image_.basis, kAxes * call_.numbers.dims, A(0));
+      std::fill_n(image_.transposed, kAxes * call_.numbers.dims, A(0));
+    }
+    image_.rank = image_.projected ? image_.directions : call_.numbers.dims;
+  }
+
+  void make_room() {
+    x_ = call_.room({call_.tiles(), image_.rank, kTile});
+    image_.x = numbers_of<A>(*x_);
+  }
+
+  void pack(int64_t tile, const LamScratch<A>& scratch) {
+    read_log_denominator(tile);
+    load_tile(call_.features, n_, call_.grid, tile, scratch.features);
+    found_[tile] = call_.kernels.pack_tile(image_, call_.numbers, tile, scratch);
+  }
+
+  // Draws the conclusions; returns whether the packing stands.
+  bool settle() {
+    double residual = 0, magnitude = 0;
+    for (const LamPacked& tile : found_) {
+      residual = std::max(residual, tile.residual);
+      magnitude = std::max(magnitude, tile.magnitude);
+    }
+    // Even if all pixels were skipped, what is skipped would stay below rounding. Bounds err by as
+    // much as rounding lets them.
+    const int64_t pixels = call_.grid.height * call_.grid.width;
+    image_.log_skip = static_cast<A>(std::log(rounding() / pixels) - magnitude / (1 << 19));
+    if (!image_.prune) return true;
+    if (!all_finite()) return false;
+    if (!image_.projected || residual <= tolerance_) return true;
+    // Pixels outside the sample have directions of their own: the next sample has the worst of them.
+    ++attempts_;
+    std::vector<LamPacked> worst = found_;
+    const auto more = worst.begin() + std::min<int64_t>(worst.size(), kSample / 4);
+    std::partial_sort(worst.begin(), more, worst.end(), [](const auto& a, const auto& b) {
+      return a.residual != b.residual ? a.residual > b.residual : a.worst < b.worst;
+    });
+    for (auto tile = worst.begin(); tile != more; ++tile) samples_.push_back(tile->worst);
+    return false;
+  }
+
+ private:
+  static constexpr double rounding() { return std::numeric_limits<A>::epsilon() / 2; }
+
+  A* room(std::vector<int64_t> size) {
+    held_.push_back(call_.room(size));
+    return numbers_of<A>(held_.back());
+  }
+
+  bool all_finite() const {
+    return std::all_of(found_.begin(), found_.end(), [](const auto& tile) { return tile.finite; });
+  }
+
+  void find_basis() {
+    const View4<T>& features = call_.features;
+    const int64_t dims = call_.numbers.dims, count = samples_.size();
+    std::vector<double> sample((count + most_directions_ + kAxes) * dims);
+    double largest = 0;
+    for (int64_t s = 0; s < count; ++s) {
+      const T* pixel = features.data + n_ * features.stride[0] +
+                       samples_[s] / call_.grid.width * features.stride[2] +
+                       samples_[s] % call_.grid.width * features.stride[3];
+      double square = 0;
+      for (int64_t d = 0; d < dims; ++d) {
+        const double number = static_cast<A>(pixel[d * features.stride[1]]);
+        sample[s * dims + d] = number;
+        square += number * number;
+      }
+      largest = std::max(largest, square);
+    }
+    // What a basis leaves of features may be dropped where that changes neither a score nor a
+    // gradient by more than the rounding of scores does, which are as large as `score`.
+    const double scale = std::abs(static_cast<double>(call_.numbers.scale)), score = scale * largest;
+    tolerance_ = std::min(rounding() * std::max(4.0, score / 8) * std::sqrt(largest),
+                          std::sqrt(rounding() * std::max(1.0, score) / 8 / scale));
+    call_.kernels.find_basis(image_, call_.numbers, sample.data(), count,
+                             attempts_ < kAttempts ? most_directions_ : int64_t{kAxes},
+                             tolerance_ / 2);
+  }
+
+  // In backward, what forward found, and infinity where a pixel has no gradient to hand on: shares
+  // of it count for nothing then. In forward nothing is known yet.
+  void read_log_denominator(int64_t tile) const {
+    A* out = image_.log_denominator + tile * kTile;
+    for_each_pixel(call_.grid, tile, [&](int lane, int64_t y, int64_t x, bool inside) {
+      out[lane] = 0;
+      if (!inside || !call_.upstream) return;
+      const auto& log_denominator = call_.upstream->log_denominator;
+      const int64_t* stride = log_denominator.stride;
+      out[lane] = log_denominator.data[n_ * stride[0] + y * stride[1] + x * stride[2]];
+      const A* g = image_.upstream + tile * call_.numbers.channels * kTile + lane;
+      bool active = !image_.prune;
+      for (int64_t c = 0; c < call_.numbers.channels; ++c) active |= g[c * kTile] != 0;
+      if (!active) out[lane] = std::numeric_limits<A>::infinity();
+    });
+  }
+
+  const LamCall<T>& call_;
+  const int64_t n_;
+  LamImage<A> image_ = {};
+  int64_t most_directions_;
+  std::vector<Tensor> held_;        // the memory that image_ points to
+  std::optional<Tensor> x_;         // and that of image_.x, whose size is found out
+  std::vector<LamPacked> found_;    // by packing each tile
+  std::vector<int64_t> samples_;    // pixels that the basis is found from
+  int attempts_ = 0;
+  double tolerance_ = 0;
+};
+
+}  // namespace blpseg

@@ -1,0 +1,71 @@
+// Between tensors and tiles: which pixels make a tile, and how a tile is read and written.
+#pragma once
+
+#include <algorithm>
+
+#include "lam_image.h"
+#include "tensor.h"
+
+namespace blpseg {
+
+// Tiles are 8 x 8 pixels; flatter or narrower where the image is.
+inline LamGrid make_grid(int64_t height, int64_t width) {
+  int64_t tile_height = 8;
+  while (tile_height > 1 && tile_height / 2 >= height) tile_height /= 2;
+  while (tile_height < kTile && kTile / tile_height / 2 >= width) tile_height *= 2;
+  const int64_t tile_width = kTile / tile_height;
+  return {height,
+          width,
+          tile_height,
+          tile_width,
+          (height + tile_height - 1) / tile_height,
+          (width + tile_width - 1) / tile_width};
+}
+
+// Calls visit(lane, y, x, inside) for each pixel of a tile. Where the tile reaches over the image's
+// edge, inside is false.
+template <typename Visit>
+void for_each_pixel(const LamGrid& grid, int64_t tile, const Visit& visit) {
+  const int64_t top = tile / grid.columns * grid.tile_height;
+  const int64_t left = tile % grid.columns * grid.tile_width;
+  for (int lane = 0; lane < kTile; ++lane) {
+    const int64_t y = top + lane / grid.tile_width, x = left + lane % grid.tile_width;
+    visit(lane, y, x, y < grid.height && x < grid.width);
+  }
+}
+
+// Reads a tile of image n into [channels, kTile], with the edge's pixels where it reaches over the
+// edge; returns whether all numbers are finite.
+template <typename T, typename A>
+bool load_tile(const View4<T>& view, int64_t n, const LamGrid& grid, int64_t tile, A* out) {
+  int64_t offset[kTile];
+  for_each_pixel(grid, tile, [&](int lane, int64_t y, int64_t x, bool) {
+    offset[lane] = n * view.stride[0] + std::min(y, grid.height - 1) * view.stride[2] +
+                   std::min(x, grid.width - 1) * view.stride[3];
+  });
+  A nothing = 0;
+  for (int64_t c = 0; c < view.size[1]; ++c) {
+    const T* channel = view.data + c * view.stride[1];
+    for (int lane = 0; lane < kTile; ++lane) {
+      const A number = static_cast<A>(channel[offset[lane]]);
+      out[c * kTile + lane] = number;
+      nothing += number - number;  // NaN where the number is not finite
+    }
+  }
+  return nothing == 0;
+}
+
+// Writes the part of a tile [channels, kTile] that lies inside to image n of a contiguous tensor
+// [N, channels, h, w].
+template <typename T, typename A>
+void store_tile(const A* in, int64_t channels, int64_t n, const LamGrid& grid, int64_t tile,
+                T* out) {
+  const int64_t plane = grid.height * grid.width;
+  for_each_pixel(grid, tile, [&](int lane, int64_t y, int64_t x, bool inside) {
+    if (!inside) return;
+    T* pixel = out + n * channels * plane + y * grid.width + x;
+    for (int64_t c = 0; c < channels; ++c) pixel[c * plane] = static_cast<T>(in[c * kTile + lane]);
+  });
+}
+
+}  // namespace blpseg
