@@ -27,7 +27,7 @@ def report() -> str:
         lines.append(f"  to build it: {_native.remedy()}")
     else:
         archs = ", ".join(info["archs"])
-        cpu = f"{info['compiler']}, built against torch {info['torch']}"
+        cpu = f"{info['compiler']}, built against torch {info['torch']}; {_native.cpu_capability()}"
         cuda = f"nvcc {info['cuda']}, for {archs}"
         lines.append(f"  CPU kernels   {_status(_native.CPU_PROBLEM, cpu)}")
         lines.append(f"  CUDA kernels  {_status(_native.CUDA_PROBLEM, cuda)}")

@@ -76,6 +76,15 @@ def build_info() -> BuildInfo | None:
     return _C.build_info()
 
 
+def cpu_capability() -> str:
+    """The variant of the CPU kernels in use ("avx512", "avx2", "portable"); "none" without any."""
+    if CPU_PROBLEM is not None:
+        return "none"
+    from blpseg_ops import _C
+
+    return _C.cpu_capability()
+
+
 def remedy() -> str:
     """The command that builds the native code again, and makes a failure loud."""
     source = PACKAGE.parent  # a checkout, or site-packages

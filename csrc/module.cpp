@@ -46,8 +46,9 @@ PYBIND11_MODULE(_C, module) {
              "The variant of the CPU kernels in use: 'portable', 'avx2' or 'avx512'.");
   module.def("cpu_capabilities", &blpseg::cpu_capabilities,
              "The variants that this build has and this machine runs, best last.");
-  module.def("set_cpu_capability", &blpseg::set_cpu_capability, py::arg("name"),
-             "Choose a variant; the environment variable BLPSEG_CPU_CAPABILITY does so on loading.\n\n"
-             "Raises:\n"
-             "    ValueError: name is not among cpu_capabilities().");
+  module.def(
+      "set_cpu_capability", &blpseg::set_cpu_capability, py::arg("name"),
+      "Choose a variant; the environment variable BLPSEG_CPU_CAPABILITY does so on loading.\n\n"
+      "Raises:\n"
+      "    ValueError: name is not among cpu_capabilities().");
 }

@@ -1,5 +1,5 @@
-// blpseg::lam and blpseg::lam_backward on the CPU. Called by blpseg_ops/ops/lam.py; the reference is
-// blpseg_ops/reference/lam.py.
+// blpseg::lam and blpseg::lam_backward on the CPU. Called by blpseg_ops/ops/lam.py; the reference
+// is blpseg_ops/reference/lam.py.
 //
 // Here is the order of work: images are packed into tiles (lam_packing.h), then each tile's results
 // are made, by whichever thread is free. What a tile's results are is in lam_forward.h and
@@ -93,10 +93,8 @@ std::vector<PackedImage<T>> pack_images(const LamCall<T>& call, const Workers<T>
       for (int64_t i = first; i < last; ++i) open[i]->choose_coordinates();
     });
     for (PackedImage<T>* image : open) image->make_room();
-    workers.for_each_tile(
-        open, [](PackedImage<T>* image, int64_t tile, const LamScratch<A>& scratch) {
-          image->pack(tile, scratch);
-        });
+    workers.for_each_tile(open, [](PackedImage<T>* image, int64_t tile,
+                                   const LamScratch<A>& scratch) { image->pack(tile, scratch); });
     const auto settled = [](PackedImage<T>* image) { return image->settle(); };
     open.erase(std::remove_if(open.begin(), open.end(), settled), open.end());
   }
@@ -168,8 +166,8 @@ std::tuple<Tensor, Tensor> lam_backward(const Tensor& grad_output, const Tensor&
     using T = decltype(element);
     using A = accumulate_t<T>;
     LamCall<T> call = make_call<T>(features, values, sigma, eps, scale);
-    call.upstream.emplace(LamUpstream<T>{View4<T>(grad_output), View4<T>(output),
-                                         View<A, 3>(log_denominator)});
+    call.upstream.emplace(
+        LamUpstream<T>{View4<T>(grad_output), View4<T>(output), View<A, 3>(log_denominator)});
     const Workers<T> workers(call);
     const std::vector<PackedImage<T>> images = pack_images(call, workers);
     T* to_features = static_cast<T*>(grad_features.mutable_data_ptr());

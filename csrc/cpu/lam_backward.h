@@ -1,5 +1,5 @@
-// The gradients of a tile of pixels: each pixel gathers from all that it gave to (as source) and all
-// that gave to it (as target), so that every sum has one owner and one order.
+// The gradients of a tile of pixels: each pixel gathers from all that it gave to (as source) and
+// all that gave to it (as target), so that every sum has one owner and one order.
 //
 // In units of the owner c and another pixel a, with P_ac = w_ac / (Z_c + eps T_c) and so on:
 //
@@ -44,12 +44,11 @@ void differentiate(const Rows& rows, const LamImage<A>& image, const LamNumbers<
       const int at = r * kTile + lane;
       const Vector<A> score = numbers.scale * load(pairs.x + at);
       // Denominators' logs are small numbers beside these, and would drown in them.
-      const Vector<A> log_in = score + (own_target + source[a]);    // a gives, c takes
-      const Vector<A> log_out = score + (own_source + target[a]);   // c gives, a takes
+      const Vector<A> log_in = score + (own_target + source[a]);   // a gives, c takes
+      const Vector<A> log_out = score + (own_source + target[a]);  // c gives, a takes
       Vector<A> m = {};
       if (with_gaussian) {
-        const Vector<A> near =
-            load(gaussian.of_row(a) + lane) + load(gaussian.of_column(a) + lane);
+        const Vector<A> near = load(gaussian.of_row(a) + lane) + load(gaussian.of_column(a) + lane);
         const Vector<A> share_out = exp<A>(log_out + (near - log_denominator[a]));
         m = exp<A>(log_in + (near - own_denominator)) * (load(pairs.in + at) - own_delta) +
             share_out * (load(pairs.out + at) - delta[a]);

@@ -1,10 +1,10 @@
 // A basis of few directions for the features of an image, from a sample of its pixels.
 //
-// The first kAxes directions are (nearly) principal: bounds are made of a pixel's coordinates in them
-// and of the norm of the rest. More directions follow, each along the sample that the others leave
-// the most of, until nothing is left. Where they are few, products can be had from the coordinates;
-// what the directions leave of the pixels outside the sample is measured, not hoped for
-// (lam_pack.h). So nothing here needs to be exact but that the directions are orthonormal.
+// The first kAxes directions are (nearly) principal: bounds are made of a pixel's coordinates in
+// them and of the norm of the rest. More directions follow, each along the sample that the others
+// leave the most of, until nothing is left. Where they are few, products can be had from the
+// coordinates; what the directions leave of the pixels outside the sample is measured, not hoped
+// for (lam_pack.h). So nothing here needs to be exact but that the directions are orthonormal.
 #pragma once
 
 #include "lam_image.h"

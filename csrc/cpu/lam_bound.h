@@ -1,4 +1,5 @@
-// Which pairs of pixels matter: what is left out is proved to be below rounding (docs/lam-error.md).
+// Which pairs of pixels matter: what is left out is proved to be below rounding
+// (docs/lam-error.md).
 //
 // The log of a pair's share of the target's denominator is
 //
@@ -77,8 +78,7 @@ struct TargetBound {
     const A* bound = image.bound + tile * kBoundRows * kTile;
     for (int k = 0; k < kBoundRows; ++k) {
       const A factor = k == kAxes && numbers.scale < 0 ? -numbers.scale : numbers.scale;
-      for (int lane = 0; lane < kTile; ++lane)
-        factors[k][lane] = factor * bound[k * kTile + lane];
+      for (int lane = 0; lane < kTile; ++lane) factors[k][lane] = factor * bound[k * kTile + lane];
     }
     for (int lane = 0; lane < kTile; ++lane) {
       target[lane] = share_of_target(image, tile, lane);
@@ -88,9 +88,9 @@ struct TargetBound {
 };
 
 // Lists the tiles of sources that may hold a pair that matters for the targets of `tile`.
-// target_peak: the largest |scale| |x_b|^2 / 2 + target_b. source_peak: where pairs matter in either
-// direction (backward), that of the targets as sources, else -infinity. log_far: what the Gaussian
-// is replaced by where that is more (log_eps: T has no Gaussian).
+// target_peak: the largest |scale| |x_b|^2 / 2 + target_b. source_peak: where pairs matter in
+// either direction (backward), that of the targets as sources, else -infinity. log_far: what the
+// Gaussian is replaced by where that is more (log_eps: T has no Gaussian).
 template <typename A>
 int64_t find_candidates(const LamImage<A>& image, const LamNumbers<A>& numbers, int64_t tile,
                         A target_peak, A source_peak, const LamScratch<A>& scratch) {
@@ -115,11 +115,12 @@ int64_t find_candidates(const LamImage<A>& image, const LamNumbers<A>& numbers, 
   int64_t count = 0;
   const int64_t row = tile / grid.columns, column = tile % grid.columns;
   for (int64_t r = 0; r < grid.rows; ++r) {
-    const A dy = A(r == row ? 0 : (r > row ? r - row : row - r) * grid.tile_height -
-                                      grid.tile_height + 1);
+    const A dy =
+        A(r == row ? 0 : (r > row ? r - row : row - r) * grid.tile_height - grid.tile_height + 1);
     for (int64_t c = 0; c < grid.columns; ++c) {
-      const A dx = A(c == column ? 0 : (c > column ? c - column : column - c) * grid.tile_width -
-                                           grid.tile_width + 1);
+      const A dx = A(c == column ? 0
+                                 : (c > column ? c - column : column - c) * grid.tile_width -
+                                       grid.tile_width + 1);
       const int64_t t = r * grid.columns + c;
       A far = (dy * dy + dx * dx) * numbers.minus_half_precision;
       far = far > numbers.log_eps ? far : numbers.log_eps;
@@ -132,8 +133,8 @@ int64_t find_candidates(const LamImage<A>& image, const LamNumbers<A>& numbers, 
   return count;
 }
 
-// Sorts the sources of a tile: `near` matter with their values, `far` to T alone. `both`: also pairs
-// that matter with the roles of source and target exchanged.
+// Sorts the sources of a tile: `near` matter with their values, `far` to T alone. `both`: also
+// pairs that matter with the roles of source and target exchanged.
 template <bool both, typename A>
 void find_sources(const LamImage<A>& image, const LamNumbers<A>& numbers, int64_t tile,
                   const TargetBound<A>& targets, const Gaussian<A>& gaussian, Rows& near,
@@ -153,7 +154,8 @@ void find_sources(const LamImage<A>& image, const LamNumbers<A>& numbers, int64_
     const A back = share_of_target(image, tile, a);
     bool is_near = false, is_far = false;
     for (int first = 0; first < vectors && !is_near; first += together) {
-      Vector<A> log_share[together], highest = broadcast(A(-__builtin_inf())), highest_far = highest;
+      Vector<A> log_share[together], highest = broadcast(A(-__builtin_inf())),
+                                     highest_far = highest;
 #pragma GCC unroll 4
       for (int j = 0; j < together; ++j) {
         const int lane = (first + j) * width;

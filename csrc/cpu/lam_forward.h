@@ -1,6 +1,6 @@
 // LAM of a tile of targets: over the tiles of sources that matter, one after the other, weights are
-// made and used at once. Sums are kept relative to exp(base), which rises where a weight would leave
-// the range of numbers (online softmax).
+// made and used at once. Sums are kept relative to exp(base), which rises where a weight would
+// leave the range of numbers (online softmax).
 #pragma once
 
 #include "lam_bound.h"
@@ -34,9 +34,9 @@ void raise_base(A* lift, int64_t channels, Sums<A>& sums) {
   }
 }
 
-// Turns the products of the listed sources with the targets into weights, in place, and adds them to
-// the denominators. with_gaussian: w_ab, to which eps exp(s_ab) is added for the denominator only;
-// else eps exp(s_ab) alone.
+// Turns the products of the listed sources with the targets into weights, in place, and adds them
+// to the denominators. with_gaussian: w_ab, to which eps exp(s_ab) is added for the denominator
+// only; else eps exp(s_ab) alone.
 template <bool with_gaussian, typename A>
 void weigh(const Rows& rows, const A* source, const A* target, const Gaussian<A>& gaussian,
            const LamNumbers<A>& numbers, A* pairs, Sums<A>& sums) {
@@ -146,8 +146,7 @@ void forward_tile(const LamImage<A>& image, const LamNumbers<A>& numbers, int64_
     peak = half > peak ? half : peak;
   }
   if (image.prune) {
-    const int64_t count =
-        find_candidates(image, numbers, tile, peak, A(-__builtin_inf()), scratch);
+    const int64_t count = find_candidates(image, numbers, tile, peak, A(-__builtin_inf()), scratch);
     for (int64_t i = 0; i < count; ++i) {
       if (!is_neighbour(scratch.candidates[i])) visit(scratch.candidates[i]);
     }

@@ -1,5 +1,5 @@
-// An image as LAM's kernels see it: pixels in tiles, and of every pixel the numbers that the pair of
-// it with another needs. Plain data: csrc/cpu/lam.cpp allocates and fills it, the functions in
+// An image as LAM's kernels see it: pixels in tiles, and of every pixel the numbers that the pair
+// of it with another needs. Plain data: csrc/cpu/lam.cpp allocates and fills it, the functions in
 // LamKernels, compiled once per capability of the CPU, work on it.
 //
 // With features f, their mean m (of a sample; any vector would do) and centred features x = f - m,
@@ -48,14 +48,14 @@ struct LamImage {
   int64_t rank;        // rows of x: directions if projected, else D
   bool projected;      // x holds coordinates in the basis, else f - centre
   bool prune;          // false where an input is not finite: then every pair is taken
-  A log_skip;          // a pair whose share of the denominator is provably below exp of this is skipped
-  A* centre;            // [D]
-  A* basis;            // [directions, D]: orthonormal, the first kAxes nearly principal directions
-  A* transposed;       // [D, directions]
-  A* x;                // [tiles, rank, kTile]
-  A* values;           // [tiles, C, kTile]
-  A* source;           // [tiles, kTile]
-  A* target;           // [tiles, kTile]
+  A log_skip;     // a pair whose share of the denominator is provably below exp of this is skipped
+  A* centre;      // [D]
+  A* basis;       // [directions, D]: orthonormal, the first kAxes nearly principal directions
+  A* transposed;  // [D, directions]
+  A* x;           // [tiles, rank, kTile]
+  A* values;      // [tiles, C, kTile]
+  A* source;      // [tiles, kTile]
+  A* target;      // [tiles, kTile]
   A* log_denominator;  // [tiles, kTile]: in backward log((Z + eps T) / w_bb), in forward 0
   A* bound;            // [tiles, kBoundRows, kTile]: principal coordinates, norm of the rest
   A* low;              // [kAxes, tiles]: the least of each principal coordinate in a tile
@@ -89,8 +89,8 @@ struct LamPacked {
 template <typename A>
 struct LamKernels {
   // From a sample of the pixels' features ([count, D], followed by room for most_directions + kAxes
-  // more rows; destroyed), sets centre, basis, transposed, directions and projected: whether no more
-  // than `tolerance` is left of any sample's norm.
+  // more rows; destroyed), sets centre, basis, transposed, directions and projected: whether no
+  // more than `tolerance` is left of any sample's norm.
   void (*find_basis)(LamImage<A>& image, const LamNumbers<A>& numbers, double* sample,
                      int64_t count, int64_t most_directions, double tolerance);
   // Makes a tile's x, source, target, bound, low, high and peaks from scratch's features.

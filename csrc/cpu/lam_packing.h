@@ -1,5 +1,5 @@
-// Packing: an image's tensors, read into the tiles that kernels work on (lam_image.h), and the choice
-// of the coordinates that its features are held in.
+// Packing: an image's tensors, read into the tiles that kernels work on (lam_image.h), and the
+// choice of the coordinates that its features are held in.
 #pragma once
 
 #include <algorithm>
@@ -35,8 +35,8 @@ template <typename T>
 struct LamCall {
   using A = accumulate_t<T>;
 
-  const Tensor& like;          // has the device and dtype of new tensors
-  View4<T> features, values;   // [N, D, h, w], [N, C, h, w]
+  const Tensor& like;         // has the device and dtype of new tensors
+  View4<T> features, values;  // [N, D, h, w], [N, C, h, w]
   LamNumbers<A> numbers;
   LamGrid grid;
   const LamKernels<A>& kernels;
@@ -156,11 +156,12 @@ class PackedImage {
     // Even if all pixels were skipped, what is skipped would stay below rounding. Bounds err by as
     // much as rounding lets them.
     const int64_t pixels = call_.grid.height * call_.grid.width;
-    image_.log_skip = static_cast<A>(std::log(rounding() / pixels) - magnitude / (1 << 19));
+    image_.log_skip = static_cast<A>(std::log(rounding() / pixels) - magnitude / (1 << 17));
     if (!image_.prune) return true;
     if (!all_finite()) return false;
     if (!image_.projected || residual <= tolerance_) return true;
-    // Pixels outside the sample have directions of their own: the next sample has the worst of them.
+    // Pixels outside the sample have directions of their own: the next sample has the worst of
+    // them.
     ++attempts_;
     std::vector<LamPacked> worst = found_;
     const auto more = worst.begin() + std::min<int64_t>(worst.size(), kSample / 4);
@@ -202,7 +203,8 @@ class PackedImage {
     }
     // What a basis leaves of features may be dropped where that changes neither a score nor a
     // gradient by more than the rounding of scores does, which are as large as `score`.
-    const double scale = std::abs(static_cast<double>(call_.numbers.scale)), score = scale * largest;
+    const double scale = std::abs(static_cast<double>(call_.numbers.scale)),
+                 score = scale * largest;
     tolerance_ = std::min(rounding() * std::max(4.0, score / 8) * std::sqrt(largest),
                           std::sqrt(rounding() * std::max(1.0, score) / 8 / scale));
     call_.kernels.find_basis(image_, call_.numbers, sample.data(), count,
@@ -231,10 +233,10 @@ class PackedImage {
   const int64_t n_;
   LamImage<A> image_ = {};
   int64_t most_directions_;
-  std::vector<Tensor> held_;        // the memory that image_ points to
-  std::optional<Tensor> x_;         // and that of image_.x, whose size is found out
-  std::vector<LamPacked> found_;    // by packing each tile
-  std::vector<int64_t> samples_;    // pixels that the basis is found from
+  std::vector<Tensor> held_;      // the memory that image_ points to
+  std::optional<Tensor> x_;       // and that of image_.x, whose size is found out
+  std::vector<LamPacked> found_;  // by packing each tile
+  std::vector<int64_t> samples_;  // pixels that the basis is found from
   int attempts_ = 0;
   double tolerance_ = 0;
 };

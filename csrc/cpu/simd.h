@@ -41,8 +41,8 @@ struct Simd<float> {
   typedef int32_t Bits __attribute__((vector_size(kVectorBytes)));
   static constexpr int kMantissa = 23;
   static constexpr int32_t kOne = 127 << kMantissa;  // the bits of 1.0
-  static constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
-  static constexpr float kLowest = -87.33f;     // below, exp leaves the normal numbers: 0
+  static constexpr float kRound = 12582912.0f;       // 1.5 * 2^23: adding it rounds to an integer
+  static constexpr float kLowest = -87.33f;          // below, exp leaves the normal numbers: 0
   static constexpr float kLn2High = 0.693359375f, kLn2Low = -2.12194440054690583e-4f;
   // (exp(r) - 1 - r) / r^2 interpolated at the Chebyshev nodes of |r| <= ln(2) / 2: error 1e-8.
   static constexpr float kPolynomial[] = {0.5f, 0.166665770256f, 0.0416665546621f,
@@ -59,10 +59,11 @@ struct Simd<double> {
   static constexpr double kLowest = -708.39;
   static constexpr double kLn2High = 0.693145751953125, kLn2Low = 1.42860682030941723e-6;
   // As above: error 1.7e-17.
-  static constexpr double kPolynomial[] = {
-      0.500000000000000102,   0.166666666666666675,   0.0416666666666241619,  0.00833333333333006445,
-      0.00138888889171967191, 0.000198412698630405453, 0.0000248015213223686933,
-      2.75572684803100255e-6, 2.76200758799833666e-7, 2.51003758325612337e-8};
+  static constexpr double kPolynomial[] = {0.500000000000000102,     0.166666666666666675,
+                                           0.0416666666666241619,    0.00833333333333006445,
+                                           0.00138888889171967191,   0.000198412698630405453,
+                                           0.0000248015213223686933, 2.75572684803100255e-6,
+                                           2.76200758799833666e-7,   2.51003758325612337e-8};
 };
 
 template <typename A>

@@ -1,5 +1,5 @@
-// The two matrix products that LAM is made of, on tiles: lanes are the kTile target pixels, rows are
-// source pixels, picked from their tile by a list. Both keep a block of kRowsAcross rows by
+// The two matrix products that LAM is made of, on tiles: lanes are the kTile target pixels, rows
+// are source pixels, picked from their tile by a list. Both keep a block of kRowsAcross rows by
 // kVectorsAcross vectors in registers while they walk along the inner dimension.
 #pragma once
 
@@ -25,7 +25,8 @@ struct Rows {
 // out[r][lane] = sum_k a[k][rows[r]] b[k][lane]
 // a, b: [inner, kTile]; out: [rows.count rounded up to whole blocks, kTile].
 // Summed from the last k to the first, since principal coordinates come first and are the largest:
-// most roundings then happen while the sum is small. Runs of kRun are summed apart for the same end.
+// most roundings then happen while the sum is small. Runs of kRun are summed apart for the same
+// end.
 template <typename A>
 void dot(const A* a, const A* b, int64_t inner, const Rows& rows, A* out) {
   constexpr int width = kWidth<A>, across = kVectorsAcross;
