@@ -85,7 +85,7 @@ void backward_tile(const LamImage<A>& image, const LamNumbers<A>& numbers, int64
     Rows near, far;
     gaussian.set(grid, other, places, numbers.minus_half_precision);
     if (image.prune)
-      find_sources<true>(image, numbers, other, bound, gaussian, near, far);
+      find_sources<true>(image, numbers, other, bound, places, gaussian, near, far);
     else
       take_all_sources(image, other, near);
     const A* x = image.x + other * rank * kTile;
@@ -110,8 +110,7 @@ void backward_tile(const LamImage<A>& image, const LamNumbers<A>& numbers, int64
   };
 
   if (image.prune) {
-    const int64_t count = find_candidates(image, numbers, tile, image.target_peak[tile],
-                                          image.source_peak[tile], scratch);
+    const int64_t count = find_candidates<true>(image, numbers, bound, scratch);
     for (int64_t i = 0; i < count; ++i) visit(scratch.candidates[i]);
   } else {
     for (int64_t t = 0; t < grid.rows * grid.columns; ++t) visit(t);

@@ -67,7 +67,7 @@ inline void find_centre(const double* sample, int64_t count, int64_t dims, doubl
                         double* difference) {
   for (int64_t i = 0; i < dims; ++i) centre[i] = 0;
   for (int64_t s = 0; s < count; ++s) add(centre, 1.0 / count, sample + s * dims, dims);
-  for (int step = 1; step <= 32; ++step) {
+  for (int step = 1; step <= 16; ++step) {
     int64_t farthest = 0;
     double most = -1;
     for (int64_t s = 0; s < count; ++s) {
@@ -85,7 +85,7 @@ inline void find_centre(const double* sample, int64_t count, int64_t dims, doubl
 // directions: [axes, dims], any start; scratch: the same size.
 inline void turn_to_principal(double* directions, double* scratch, int64_t axes,
                               const double* sample, int64_t count, int64_t dims) {
-  for (int round = 0; round < 5; ++round) {
+  for (int round = 0; round < 3; ++round) {
     for (int64_t i = 0; i < axes * dims; ++i) scratch[i] = 0;
     for (int64_t s = 0; s < count; ++s) {
       const double* x = sample + s * dims;

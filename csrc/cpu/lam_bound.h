@@ -7,11 +7,12 @@
 //
 // where the last, a lower bound of it, is taken off target_b. With principal coordinates y and rest
 // r, <x_a, x_b> <= <y_a, y_b> + |r_a| |r_b|: kBoundRows numbers a pixel instead of all. A source is
-// skipped for a whole tile of targets at once. Before that, whole tiles of sources fall to
+// skipped for a whole tile of targets at once. Before that, whole tiles of sources and then single
+// sources fall to
 //
 //     scale <x_a, x_b> = scale (|x_a|^2 + |x_b|^2 - |x_a - x_b|^2) / 2
 //
-// and the distance between the two tiles' boxes in principal coordinates.
+// and their distance to the box around the targets' principal coordinates.
 #pragma once
 
 #include "tile_product.h"
@@ -73,72 +74,133 @@ struct TargetBound {
   A factors[kBoundRows][kTile];  // scale y_b, |scale| |r_b|
   A target[kTile];               // share_of_target; grows smaller as more is known
   A source[kTile];               // source_b, for the other direction
+  A low[kAxes], high[kAxes];     // the box of their y
+  A top, bottom, left, right;    // the rectangle that they lie in
+  A target_peak, source_peak;    // the largest |scale| |x_b|^2 / 2 + target[b], + source[b]
 
   void set(const LamImage<A>& image, const LamNumbers<A>& numbers, int64_t tile) {
+    const LamGrid& grid = image.grid;
+    const int64_t tiles = grid.rows * grid.columns;
     const A* bound = image.bound + tile * kBoundRows * kTile;
     for (int k = 0; k < kBoundRows; ++k) {
       const A factor = k == kAxes && numbers.scale < 0 ? -numbers.scale : numbers.scale;
       for (int lane = 0; lane < kTile; ++lane) factors[k][lane] = factor * bound[k * kTile + lane];
     }
+    for (int k = 0; k < kAxes; ++k) {
+      low[k] = image.low[k * tiles + tile];
+      high[k] = image.high[k * tiles + tile];
+    }
     for (int lane = 0; lane < kTile; ++lane) {
       target[lane] = share_of_target(image, tile, lane);
       source[lane] = image.source[tile * kTile + lane];
     }
+    top = A(tile / grid.columns * grid.tile_height);
+    left = A(tile % grid.columns * grid.tile_width);
+    bottom = top + A(grid.tile_height - 1);
+    right = left + A(grid.tile_width - 1);
+    target_peak = image.target_peak[tile];
+    source_peak = image.source_peak[tile];
+  }
+
+  // Takes what is known of the denominators off `target`.
+  void learn(const LamImage<A>& image, int64_t tile, const A* log_denominator) {
+    target_peak = A(-__builtin_inf());
+    for (int lane = 0; lane < kTile; ++lane) {
+      if (source[lane] == A(-__builtin_inf())) continue;
+      target[lane] -= log_denominator[lane];
+      const A half = image.half[tile * kTile + lane];
+      target_peak = half + target[lane] > target_peak ? half + target[lane] : target_peak;
+    }
   }
 };
 
-// Lists the tiles of sources that may hold a pair that matters for the targets of `tile`.
-// target_peak: the largest |scale| |x_b|^2 / 2 + target_b. source_peak: where pairs matter in
-// either direction (backward), that of the targets as sources, else -infinity. log_far: what the
-// Gaussian is replaced by where that is more (log_eps: T has no Gaussian).
 template <typename A>
-int64_t find_candidates(const LamImage<A>& image, const LamNumbers<A>& numbers, int64_t tile,
-                        A target_peak, A source_peak, const LamScratch<A>& scratch) {
-  const LamGrid& grid = image.grid;
-  const int64_t tiles = grid.rows * grid.columns;
-  A* __restrict reach = scratch.reach;
-  for (int64_t t = 0; t < tiles; ++t) reach[t] = 0;
-  if (numbers.scale > 0) {
-    const A factor = -numbers.scale / 2;
-    for (int k = 0; k < kAxes; ++k) {
-      const A* low = image.low + k * tiles;
-      const A* high = image.high + k * tiles;
-      const A own_low = low[tile], own_high = high[tile];
-      for (int64_t t = 0; t < tiles; ++t) {
-        const A below = own_low - high[t], above = low[t] - own_high;
-        A gap = below > above ? below : above;
-        gap = gap > 0 ? gap : 0;
-        reach[t] += factor * gap * gap;
-      }
+inline A distance_to(A low, A high, A own_low, A own_high) {
+  const A below = own_low - high, above = low - own_high;
+  const A gap = below > above ? below : above;
+  return gap > 0 ? gap : A(0);
+}
+
+// reach[i] = the most that scale <x_a, x_b> can be above the peaks, for sources whose y lie in the
+// box low[.][i] to high[.][i]: -scale / 2 times the squared distance to the targets' box.
+template <typename A>
+void find_reach(const A* low, const A* high, int64_t count, const TargetBound<A>& targets, A scale,
+                A* __restrict reach) {
+  for (int64_t i = 0; i < count; ++i) reach[i] = 0;
+  if (scale <= 0) return;
+  for (int k = 0; k < kAxes; ++k) {
+    const A own_low = targets.low[k], own_high = targets.high[k];
+    for (int64_t i = 0; i < count; ++i) {
+      const A gap = distance_to(low[k * count + i], high[k * count + i], own_low, own_high);
+      reach[i] -= scale / 2 * gap * gap;
     }
   }
+}
+
+// The log of the largest factor that distance leaves: the Gaussian's, or eps where that is more,
+// since T has no Gaussian.
+template <typename A>
+inline A farthest_factor(A dy, A dx, const LamNumbers<A>& numbers) {
+  const A gaussian = (dy * dy + dx * dx) * numbers.minus_half_precision;
+  return gaussian > numbers.log_eps ? gaussian : numbers.log_eps;
+}
+
+// Lists the tiles that may hold a pair that matters; returns how many. `both`: whether pairs matter
+// with the roles of source and target exchanged, too.
+template <bool both, typename A>
+int64_t find_candidates(const LamImage<A>& image, const LamNumbers<A>& numbers,
+                        const TargetBound<A>& targets, const LamScratch<A>& scratch) {
+  const LamGrid& grid = image.grid;
+  const int64_t tiles = grid.rows * grid.columns;
+  find_reach(image.low, image.high, tiles, targets, numbers.scale, scratch.reach);
   int64_t count = 0;
-  const int64_t row = tile / grid.columns, column = tile % grid.columns;
-  for (int64_t r = 0; r < grid.rows; ++r) {
-    const A dy =
-        A(r == row ? 0 : (r > row ? r - row : row - r) * grid.tile_height - grid.tile_height + 1);
-    for (int64_t c = 0; c < grid.columns; ++c) {
-      const A dx = A(c == column ? 0
-                                 : (c > column ? c - column : column - c) * grid.tile_width -
-                                       grid.tile_width + 1);
-      const int64_t t = r * grid.columns + c;
-      A far = (dy * dy + dx * dx) * numbers.minus_half_precision;
-      far = far > numbers.log_eps ? far : numbers.log_eps;
-      const A there = image.source_peak[t] + target_peak, back = image.target_peak[t] + source_peak;
-      const A most = reach[t] + far + (there > back ? there : back);
+  for (int64_t row = 0; row < grid.rows; ++row) {
+    const A top = A(row * grid.tile_height);
+    const A dy = distance_to(top, top + A(grid.tile_height - 1), targets.top, targets.bottom);
+    for (int64_t column = 0; column < grid.columns; ++column) {
+      const A left = A(column * grid.tile_width);
+      const A dx = distance_to(left, left + A(grid.tile_width - 1), targets.left, targets.right);
+      const int64_t t = row * grid.columns + column;
+      A peak = image.source_peak[t] + targets.target_peak;
+      if (both) peak = larger(peak, image.target_peak[t] + targets.source_peak);
       scratch.candidates[count] = int32_t(t);
-      count += most > image.log_skip;
+      count += scratch.reach[t] + farthest_factor(dy, dx, numbers) + peak > image.log_skip;
     }
   }
   return count;
+}
+
+// The most that the log of a share can be between each source of a tile and any of the targets.
+template <bool both, typename A>
+void find_most(const LamImage<A>& image, const LamNumbers<A>& numbers, int64_t tile,
+               const TargetBound<A>& targets, const Places<A>& places, A* __restrict most) {
+  const LamGrid& grid = image.grid;
+  const A* y = image.bound + tile * kBoundRows * kTile;
+  const A* half = image.half + tile * kTile;
+  const A* source = image.source + tile * kTile;
+  const A* target = image.target + tile * kTile;
+  const A* log_denominator = image.log_denominator + tile * kTile;
+  const A down = A(tile / grid.columns * grid.tile_height) - targets.top;
+  const A across = A(tile % grid.columns * grid.tile_width) - targets.left;
+  find_reach(y, y, kTile, targets, numbers.scale, most);
+  for (int lane = 0; lane < kTile; ++lane) {
+    const A py = places.y[lane] + down, px = places.x[lane] + across;
+    const A dy = distance_to(py, py, targets.top, targets.bottom);
+    const A dx = distance_to(px, px, targets.left, targets.right);
+    A peak = half[lane] + source[lane] + targets.target_peak;
+    if (both)
+      peak =
+          larger(peak, half[lane] + (target[lane] - log_denominator[lane]) + targets.source_peak);
+    most[lane] += farthest_factor(dy, dx, numbers) + peak;
+  }
 }
 
 // Sorts the sources of a tile: `near` matter with their values, `far` to T alone. `both`: also
 // pairs that matter with the roles of source and target exchanged.
 template <bool both, typename A>
 void find_sources(const LamImage<A>& image, const LamNumbers<A>& numbers, int64_t tile,
-                  const TargetBound<A>& targets, const Gaussian<A>& gaussian, Rows& near,
-                  Rows& far) {
+                  const TargetBound<A>& targets, const Places<A>& places,
+                  const Gaussian<A>& gaussian, Rows& near, Rows& far) {
   constexpr int width = kWidth<A>, vectors = kTile / width;
   constexpr int together = vectors < 4 ? vectors : 4;
   const A* bound = image.bound + tile * kBoundRows * kTile;
@@ -146,9 +208,11 @@ void find_sources(const LamImage<A>& image, const LamNumbers<A>& numbers, int64_
   const bool has_eps = numbers.log_eps > -__builtin_inf();
   const Vector<A> skip = broadcast(image.log_skip);
   const Vector<A> skip_far = broadcast(image.log_skip - numbers.log_eps);
+  alignas(64) A most[kTile];
+  find_most<both>(image, numbers, tile, targets, places, most);
   near.count = far.count = 0;
   for (int a = 0; a < kTile; ++a) {
-    if (source[a] == A(-__builtin_inf())) continue;
+    if (!(most[a] > image.log_skip)) continue;
     const A* along_y = gaussian.of_row(a);
     const A* along_x = gaussian.of_column(a);
     const A back = share_of_target(image, tile, a);

@@ -89,7 +89,6 @@ void forward_tile(const LamImage<A>& image, const LamNumbers<A>& numbers, int64_
                   const LamScratch<A>& scratch) {
   const LamGrid& grid = image.grid;
   const A* target = image.target + tile * kTile;
-  const A* source = image.source + tile * kTile;
 
   Places<A> places;
   find_places(grid, tile, places);
@@ -106,7 +105,7 @@ void forward_tile(const LamImage<A>& image, const LamNumbers<A>& numbers, int64_
     Rows near, far;
     gaussian.set(grid, from, places, numbers.minus_half_precision);
     if (image.prune)
-      find_sources<false>(image, numbers, from, bound, gaussian, near, far);
+      find_sources<false>(image, numbers, from, bound, places, gaussian, near, far);
     else
       take_all_sources(image, from, near);
     const A* from_x = image.x + from * image.rank * kTile;
@@ -137,16 +136,12 @@ void forward_tile(const LamImage<A>& image, const LamNumbers<A>& numbers, int64_
     }
   }
 
-  A peak = A(-__builtin_inf());
-  for (int lane = 0; lane < kTile; ++lane) {
-    if (target[lane] == A(-__builtin_inf())) continue;
-    bound.target[lane] -= sums.base[lane] + A(__builtin_log(double(sums.denominator[lane])));
-    const A twice = target[lane] + source[lane];  // -scale |x|^2
-    const A half = (twice < 0 ? -twice : twice) / 2 + bound.target[lane];
-    peak = half > peak ? half : peak;
-  }
   if (image.prune) {
-    const int64_t count = find_candidates(image, numbers, tile, peak, A(-__builtin_inf()), scratch);
+    alignas(64) A known[kTile];
+    for (int lane = 0; lane < kTile; ++lane)
+      known[lane] = sums.base[lane] + A(__builtin_log(double(sums.denominator[lane])));
+    bound.learn(image, tile, known);
+    const int64_t count = find_candidates<false>(image, numbers, bound, scratch);
     for (int64_t i = 0; i < count; ++i) {
       if (!is_neighbour(scratch.candidates[i])) visit(scratch.candidates[i]);
     }

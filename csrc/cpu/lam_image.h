@@ -54,14 +54,15 @@ struct LamImage {
   A* transposed;  // [D, directions]
   A* x;           // [tiles, rank, kTile]
   A* values;      // [tiles, C, kTile]
+  A* half;        // [tiles, kTile]: |scale| |x|^2 / 2
   A* source;      // [tiles, kTile]
   A* target;      // [tiles, kTile]
   A* log_denominator;  // [tiles, kTile]: in backward log((Z + eps T) / w_bb), in forward 0
   A* bound;            // [tiles, kBoundRows, kTile]: principal coordinates, norm of the rest
   A* low;              // [kAxes, tiles]: the least of each principal coordinate in a tile
   A* high;             // [kAxes, tiles]: the largest
-  A* source_peak;      // [tiles]: the largest |scale| |x|^2 / 2 + source
-  A* target_peak;      // [tiles]: the largest |scale| |x|^2 / 2 + target - log_denominator
+  A* source_peak;      // [tiles]: the largest half + source
+  A* target_peak;      // [tiles]: the largest half + target - log_denominator
   A* upstream;         // [tiles, C, kTile], in backward: g
   A* delta;            // [tiles, kTile], in backward: <g, out>
 };

@@ -100,12 +100,14 @@ LamPacked pack_tile(const LamImage<A>& image, const LamNumbers<A>& numbers, int6
     image.high[k * tiles + tile] = high;
   }
 
+  A* half = image.half + tile * kTile;
   A* source = image.source + tile * kTile;
   A* target = image.target + tile * kTile;
   const A* log_denominator = image.log_denominator + tile * kTile;
-  double source_peak = -__builtin_inf(), target_peak = -__builtin_inf();
+  A source_peak = A(-__builtin_inf()), target_peak = source_peak;
   for (int lane = 0; lane < kTile; ++lane) {
     bound[kAxes * kTile + lane] = A(__builtin_sqrt(left[lane] + kRoundingShare * square[lane]));
+    half[lane] = 0;
     source[lane] = target[lane] = A(-__builtin_inf());
     if (!inside(image.grid, tile, lane)) continue;
     const double out = scale * along_centre[lane], own = -scale * square[lane] - out;
@@ -115,13 +117,13 @@ LamPacked pack_tile(const LamImage<A>& image, const LamNumbers<A>& numbers, int6
     const double magnitude = __builtin_fabs(out) + __builtin_fabs(own);
     packed.finite = packed.finite && magnitude < kLargest;
     if (magnitude > packed.magnitude) packed.magnitude = magnitude;
-    const double half = size * square[lane] / 2;
-    if (half + source[lane] > source_peak) source_peak = half + source[lane];
-    const double share = half + target[lane] - log_denominator[lane];
+    half[lane] = A(size * square[lane] / 2);
+    if (half[lane] + source[lane] > source_peak) source_peak = half[lane] + source[lane];
+    const A share = half[lane] + target[lane] - log_denominator[lane];
     if (share > target_peak) target_peak = share;
   }
-  image.source_peak[tile] = A(source_peak);
-  image.target_peak[tile] = A(target_peak);
+  image.source_peak[tile] = source_peak;
+  image.target_peak[tile] = target_peak;
   return packed;
 }
 

@@ -73,6 +73,7 @@ class PackedImage {
     image_.basis = room({most_directions_, dims});
     image_.transposed = room({dims, most_directions_});
     image_.values = room({tiles, call.numbers.channels, kTile});
+    image_.half = room({tiles, kTile});
     image_.source = room({tiles, kTile});
     image_.target = room({tiles, kTile});
     image_.log_denominator = room({tiles, kTile});
