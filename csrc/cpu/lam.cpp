@@ -20,9 +20,10 @@ template <typename T>
 LamCall<T> make_call(const Tensor& features, const Tensor& values, double sigma, double eps,
                      double scale) {
   using A = accumulate_t<T>;
+  // Finite however small sigma is: no distance times it must be 0.
+  const double precision = std::min(1 / (sigma * sigma), double{std::numeric_limits<A>::max()});
   const LamNumbers<A> numbers = {features.size(1), values.size(1), static_cast<A>(scale),
-                                 static_cast<A>(-1 / (2 * sigma * sigma)),
-                                 static_cast<A>(std::log(eps))};
+                                 static_cast<A>(-precision / 2), static_cast<A>(std::log(eps))};
   return {features,
           View4<T>(features),
           View4<T>(values),
