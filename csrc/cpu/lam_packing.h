@@ -126,6 +126,8 @@ class PackedImage {
     if (image_.prune) image_.prune = all_finite();
     if (image_.prune) {
       find_basis();
+      // A sample may lie in the bounds' few directions where the image does not.
+      image_.projected = image_.projected && attempts_ < kAttempts;
     } else {
       image_.projected = false;
       image_.directions = kAxes;
