@@ -25,13 +25,15 @@ inline int64_t pixel_of(const LamGrid& grid, int64_t tile, int lane) {
   return y * grid.width + x;
 }
 
-// out[row][lane] += sum_k matrix[row][k] in[k][lane]; matrix: [rows, size].
+// out[row][lane] += sum_k matrix[row][k] in[k][lane]; matrix: [rows, size]. In short runs, so that
+// few roundings happen to a long sum.
 template <typename A>
 void multiply(const A* matrix, int64_t rows, int64_t size, const A* in, A* out) {
-  int32_t index[kTile];
-  for (int i = 0; i < kTile; ++i) index[i] = i;
-  for (int64_t k = 0; k < size; k += kTile) {
-    const int count = size - k < kTile ? int(size - k) : kTile;
+  constexpr int kRun = 16;
+  int32_t index[kRun];
+  for (int i = 0; i < kRun; ++i) index[i] = i;
+  for (int64_t k = 0; k < size; k += kRun) {
+    const int count = size - k < kRun ? int(size - k) : kRun;
     accumulate(matrix + k, size, rows, index, count, in + k * kTile, out);
   }
 }

@@ -208,7 +208,7 @@ class PackedImage {
     // gradient by more than the rounding of scores does, which are as large as `score`.
     const double scale = std::abs(static_cast<double>(call_.numbers.scale)),
                  score = scale * largest;
-    tolerance_ = std::min(rounding() * std::max(4.0, score / 8) * std::sqrt(largest),
+    tolerance_ = std::min(rounding() * std::max(8.0, score / 8) * std::sqrt(largest),
                           std::sqrt(rounding() * std::max(1.0, score) / 8 / scale));
     call_.kernels.find_basis(image_, call_.numbers, sample.data(), count,
                              attempts_ < kAttempts ? most_directions_ : int64_t{kAxes},
