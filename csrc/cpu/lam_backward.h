@@ -43,20 +43,20 @@ void differentiate(const Rows& rows, const LamImage<A>& image, const LamNumbers<
       const int a = rows.index[r];
       const int at = r * kTile + lane;
       const Vector<A> score = numbers.scale * load(pairs.x + at);
-      // Denominators' logs are small numbers beside these, and would drown in them.
+      // Scores first: denominators' logs are small beside them, and would drown in them.
       const Vector<A> log_in = score + (own_target + source[a]);   // a gives, c takes
       const Vector<A> log_out = score + (own_source + target[a]);  // c gives, a takes
       Vector<A> m = {};
       if (with_gaussian) {
-        const Vector<A> near = load(gaussian.of_row(a) + lane) + load(gaussian.of_column(a) + lane);
-        const Vector<A> share_out = exp<A>(log_out + (near - log_denominator[a]));
-        m = exp<A>(log_in + (near - own_denominator)) * (load(pairs.in + at) - own_delta) +
+        const Vector<A> near = gaussian.of(a, lane);
+        const Vector<A> share_out = exp<A>((log_out + near) - log_denominator[a]);
+        m = exp<A>((log_in + near) - own_denominator) * (load(pairs.in + at) - own_delta) +
             share_out * (load(pairs.out + at) - delta[a]);
         store<A>(pairs.out + at, share_out);
       }
       if (has_eps)
-        m -= exp<A>(log_in + (numbers.log_eps - own_denominator)) * own_delta +
-             exp<A>(log_out + (numbers.log_eps - log_denominator[a])) * delta[a];
+        m -= exp<A>((log_in + numbers.log_eps) - own_denominator) * own_delta +
+             exp<A>((log_out + numbers.log_eps) - log_denominator[a]) * delta[a];
       store<A>(pairs.x + at, m);
       sum += m;
     }

@@ -41,15 +41,27 @@ inline void orthonormalise(double* vector, const double* directions, int64_t cou
   for (int64_t i = 0; i < dims; ++i) vector[i] *= factor;
 }
 
-// The index of the sample with the largest norm, and that norm.
-inline int64_t largest(const double* sample, int64_t count, int64_t dims, double* norm) {
+// How much of a feature f may be dropped (squared; given |f|^2): so little that it changes neither
+// a score nor a gradient by more than rounding of the pixel's own score does.
+template <typename A>
+double droppable(double square, double scale) {
+  const double unit = sizeof(A) == 4 ? 1.0 / (1LL << 24) : 1.0 / (1LL << 53);
+  const double size = scale < 0 ? -scale : scale, score = size * square;
+  const double relative = unit * (score > 64 ? score / 8 : 8);
+  const double for_gradient = relative * relative * square;
+  const double for_score = unit * (score > 1 ? score : 1) / 8 / size;
+  return for_gradient < for_score ? for_gradient : for_score;
+}
+
+// The sample of which most is left, and how much (squared), in units of what may be.
+inline int64_t largest(const double* sample, int64_t count, int64_t dims, const double* allowed,
+                       double* most) {
   int64_t index = 0;
-  double most = -1;
+  *most = 0;
   for (int64_t s = 0; s < count; ++s) {
-    const double squared = inner(sample + s * dims, sample + s * dims, dims);
-    if (squared > most) most = squared, index = s;
+    const double square = inner(sample + s * dims, sample + s * dims, dims);
+    if (square > *most * allowed[s]) *most = square / allowed[s], index = s;
   }
-  *norm = __builtin_sqrt(most);
   return index;
 }
 
@@ -63,6 +75,8 @@ inline void take_out(double* sample, int64_t count, const double* direction, int
 // The centre of the smallest ball around the sample, nearly: each step goes towards the sample that
 // is farthest, and less far than the step before (Badoiu and Clarkson 2003). Products of features
 // relative to it are as small as a shift can make the largest of them, and so is their rounding.
+// Zero, if that would be to the cost of any sample: one that is small as it is would gain nothing
+// but the rounding of large numbers.
 inline void find_centre(const double* sample, int64_t count, int64_t dims, double* centre,
                         double* difference) {
   for (int64_t i = 0; i < dims; ++i) centre[i] = 0;
@@ -78,6 +92,12 @@ inline void find_centre(const double* sample, int64_t count, int64_t dims, doubl
     for (int64_t i = 0; i < dims; ++i)
       centre[i] += (sample[farthest * dims + i] - centre[i]) / (step + 1);
   }
+  bool shrinks = true;
+  for (int64_t s = 0; s < count; ++s) {
+    const double* x = sample + s * dims;  // |x - centre| <= |x|, in other words:
+    shrinks = shrinks && inner(centre, centre, dims) <= 2 * inner(centre, x, dims);
+  }
+  for (int64_t i = 0; i < dims && !shrinks; ++i) centre[i] = 0;
 }
 
 // Subspace iteration: each round turns the directions towards the leading eigenvectors of the
@@ -103,10 +123,15 @@ inline void turn_to_principal(double* directions, double* scratch, int64_t axes,
 // and the others are room to work in.
 template <typename A>
 void find_basis(LamImage<A>& image, const LamNumbers<A>& numbers, double* sample, int64_t count,
-                int64_t most_directions, double tolerance) {
+                int64_t most_directions) {
   const int64_t dims = numbers.dims;
   double* directions = sample + count * dims;
   double* scratch = directions + most_directions * dims;
+
+  double allowed[kMostSamples];
+  for (int64_t s = 0; s < count; ++s)
+    allowed[s] =
+        droppable<A>(inner(sample + s * dims, sample + s * dims, dims), double(numbers.scale));
 
   double* centre = scratch;
   find_centre(sample, count, dims, centre, scratch + dims);
@@ -125,17 +150,18 @@ void find_basis(LamImage<A>& image, const LamNumbers<A>& numbers, double* sample
   for (int64_t k = 0; k < kAxes; ++k) take_out(sample, count, directions + k * dims, dims);
 
   int64_t found = kAxes;
+  constexpr double kEnough = 0.25;  // half, squared, of what may be left of pixels
   double left;
-  int64_t next = largest(sample, count, dims, &left);
-  while (left > tolerance && found < most_directions) {
+  int64_t next = largest(sample, count, dims, allowed, &left);
+  while (left > kEnough && found < most_directions) {
     double* direction = directions + found * dims;
     for (int64_t i = 0; i < dims; ++i) direction[i] = sample[next * dims + i];
     orthonormalise(direction, directions, found, dims);
     take_out(sample, count, direction, dims);
     ++found;
-    next = largest(sample, count, dims, &left);
+    next = largest(sample, count, dims, allowed, &left);
   }
-  image.projected = left <= tolerance && found < dims;
+  image.projected = left <= kEnough && found < dims;
   image.directions = image.projected ? found : kAxes;
   for (int64_t k = 0; k < image.directions; ++k) {
     for (int64_t i = 0; i < dims; ++i) {

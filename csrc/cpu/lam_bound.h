@@ -5,7 +5,8 @@
 //
 //     scale <x_a, x_b> + source_a + target_b - |p_a - p_b|^2 / (2 sigma^2) - log(denominator_b),
 //
-// where the last, a lower bound of it, is taken off target_b. With principal coordinates y and rest
+// where the last, a lower bound of it, is taken off target_b, and the log of how much larger than
+// usual the source's values are is added to source_a. With principal coordinates y and rest
 // r, <x_a, x_b> <= <y_a, y_b> + |r_a| |r_b|: kBoundRows numbers a pixel instead of all. A source is
 // skipped for a whole tile of targets at once. Before that, whole tiles of sources and then single
 // sources fall to
@@ -47,8 +48,9 @@ struct Gaussian {
     fill(x, grid.tile_width, tile % grid.columns * grid.tile_width, targets.x,
          minus_half_precision);
   }
-  const A* of_row(int source) const { return y[source / tile_width]; }
-  const A* of_column(int source) const { return x[source % tile_width]; }
+  Vector<A> of(int source, int lane) const {
+    return load(y[source / tile_width] + lane) + load(x[source % tile_width] + lane);
+  }
 
  private:
   static void fill(A (*out)[kTile], int64_t lines, int64_t first, const A* targets, A factor) {
@@ -62,18 +64,12 @@ struct Gaussian {
   }
 };
 
-// target_b less the log of what is known of the denominator.
-template <typename A>
-A share_of_target(const LamImage<A>& image, int64_t tile, int lane) {
-  return image.target[tile * kTile + lane] - image.log_denominator[tile * kTile + lane];
-}
-
 // The targets' side of the bound: everything but what the source contributes.
 template <typename A>
 struct TargetBound {
   A factors[kBoundRows][kTile];  // scale y_b, |scale| |r_b|
-  A target[kTile];               // share_of_target; grows smaller as more is known
-  A source[kTile];               // source_b, for the other direction
+  A target[kTile];               // target_bound; grows smaller as more is known
+  A source[kTile];               // source_bound, for the other direction
   A low[kAxes], high[kAxes];     // the box of their y
   A top, bottom, left, right;    // the rectangle that they lie in
   A target_peak, source_peak;    // the largest |scale| |x_b|^2 / 2 + target[b], + source[b]
@@ -91,8 +87,8 @@ struct TargetBound {
       high[k] = image.high[k * tiles + tile];
     }
     for (int lane = 0; lane < kTile; ++lane) {
-      target[lane] = share_of_target(image, tile, lane);
-      source[lane] = image.source[tile * kTile + lane];
+      target[lane] = image.target_bound[tile * kTile + lane];
+      source[lane] = image.source_bound[tile * kTile + lane];
     }
     top = A(tile / grid.columns * grid.tile_height);
     left = A(tile % grid.columns * grid.tile_width);
@@ -177,9 +173,8 @@ void find_most(const LamImage<A>& image, const LamNumbers<A>& numbers, int64_t t
   const LamGrid& grid = image.grid;
   const A* y = image.bound + tile * kBoundRows * kTile;
   const A* half = image.half + tile * kTile;
-  const A* source = image.source + tile * kTile;
-  const A* target = image.target + tile * kTile;
-  const A* log_denominator = image.log_denominator + tile * kTile;
+  const A* source = image.source_bound + tile * kTile;
+  const A* target = image.target_bound + tile * kTile;
   const A down = A(tile / grid.columns * grid.tile_height) - targets.top;
   const A across = A(tile % grid.columns * grid.tile_width) - targets.left;
   find_reach(y, y, kTile, targets, numbers.scale, most);
@@ -188,9 +183,7 @@ void find_most(const LamImage<A>& image, const LamNumbers<A>& numbers, int64_t t
     const A dy = distance_to(py, py, targets.top, targets.bottom);
     const A dx = distance_to(px, px, targets.left, targets.right);
     A peak = half[lane] + source[lane] + targets.target_peak;
-    if (both)
-      peak =
-          larger(peak, half[lane] + (target[lane] - log_denominator[lane]) + targets.source_peak);
+    if (both) peak = larger(peak, half[lane] + target[lane] + targets.source_peak);
     most[lane] += farthest_factor(dy, dx, numbers) + peak;
   }
 }
@@ -204,7 +197,8 @@ void find_sources(const LamImage<A>& image, const LamNumbers<A>& numbers, int64_
   constexpr int width = kWidth<A>, vectors = kTile / width;
   constexpr int together = vectors < 4 ? vectors : 4;
   const A* bound = image.bound + tile * kBoundRows * kTile;
-  const A* source = image.source + tile * kTile;
+  const A* source = image.source_bound + tile * kTile;
+  const A* target = image.target_bound + tile * kTile;
   const bool has_eps = numbers.log_eps > -__builtin_inf();
   const Vector<A> skip = broadcast(image.log_skip);
   const Vector<A> skip_far = broadcast(image.log_skip - numbers.log_eps);
@@ -213,9 +207,6 @@ void find_sources(const LamImage<A>& image, const LamNumbers<A>& numbers, int64_
   near.count = far.count = 0;
   for (int a = 0; a < kTile; ++a) {
     if (!(most[a] > image.log_skip)) continue;
-    const A* along_y = gaussian.of_row(a);
-    const A* along_x = gaussian.of_column(a);
-    const A back = share_of_target(image, tile, a);
     bool is_near = false, is_far = false;
     for (int first = 0; first < vectors && !is_near; first += together) {
       Vector<A> log_share[together], highest = broadcast(A(-__builtin_inf())),
@@ -224,7 +215,7 @@ void find_sources(const LamImage<A>& image, const LamNumbers<A>& numbers, int64_
       for (int j = 0; j < together; ++j) {
         const int lane = (first + j) * width;
         log_share[j] = load(targets.target + lane) + source[a];
-        if (both) log_share[j] = larger(log_share[j], load(targets.source + lane) + back);
+        if (both) log_share[j] = larger(log_share[j], load(targets.source + lane) + target[a]);
       }
 #pragma GCC unroll 9
       for (int k = 0; k < kBoundRows; ++k) {
@@ -236,7 +227,7 @@ void find_sources(const LamImage<A>& image, const LamNumbers<A>& numbers, int64_
       for (int j = 0; j < together; ++j) {
         const int lane = (first + j) * width;
         highest_far = larger(highest_far, log_share[j]);
-        highest = larger(highest, log_share[j] + load(along_y + lane) + load(along_x + lane));
+        highest = larger(highest, log_share[j] + gaussian.of(a, lane));
       }
       is_near = any_above(highest, skip);
       is_far = is_far || (has_eps && any_above(highest_far, skip_far));

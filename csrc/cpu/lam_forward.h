@@ -12,76 +12,77 @@ constexpr int kHeadroom = 20;
 
 template <typename A>
 struct Sums {
-  A base[kTile];         // weights are relative to exp of this
-  A denominator[kTile];  // Z + eps T
-  A* output;             // [C, kTile]: sum of the weighted values
+  A base[kTile];              // weights are relative to exp of this
+  double denominator[kTile];  // Z + eps T; double, since that many equal terms round alike
+  A* output;                  // [C, kTile]: sum of the weighted values
 };
 
-// Lifts base by `lift` where that is more than the headroom, and the sums to the new base; `lift`
-// becomes by how much.
+// Raises base to the highest log of a weight where that is more than the headroom above it, and the
+// sums to the new base.
 template <typename A>
-void raise_base(A* lift, int64_t channels, Sums<A>& sums) {
+void raise_base(const A* highest, int64_t channels, Sums<A>& sums) {
   constexpr int width = kWidth<A>;
+  alignas(64) A factor[kTile];
   for (int lane = 0; lane < kTile; lane += width) {
-    const Vector<A> asked = load(lift + lane);
-    const Vector<A> by = asked > A(kHeadroom) ? asked : Vector<A>{};
-    const Vector<A> factor = exp<A>(-by);
-    store<A>(lift + lane, by);
-    store<A>(sums.base + lane, load(sums.base + lane) + by);
-    store<A>(sums.denominator + lane, load(sums.denominator + lane) * factor);
+    const Vector<A> base = load(sums.base + lane), asked = load(highest + lane);
+    const Vector<A> raised = asked - base > A(kHeadroom) ? asked : base;
+    store<A>(factor + lane, exp<A>(base - raised));
+    store<A>(sums.base + lane, raised);
     for (int64_t c = 0; c < channels; ++c)
-      store<A>(sums.output + c * kTile + lane, load(sums.output + c * kTile + lane) * factor);
+      store<A>(sums.output + c * kTile + lane,
+               load(sums.output + c * kTile + lane) * load(factor + lane));
   }
+  for (int lane = 0; lane < kTile; ++lane) sums.denominator[lane] *= factor[lane];
 }
 
 // Turns the products of the listed sources with the targets into weights, in place, and adds them
 // to the denominators. with_gaussian: w_ab, to which eps exp(s_ab) is added for the denominator
-// only; else eps exp(s_ab) alone.
+// only; else eps exp(s_ab) alone. A weight's log is rounded here just as in backward, so that the
+// shares that backward makes of it add up to 1.
 template <bool with_gaussian, typename A>
 void weigh(const Rows& rows, const A* source, const A* target, const Gaussian<A>& gaussian,
            const LamNumbers<A>& numbers, A* pairs, Sums<A>& sums) {
-  constexpr int width = kWidth<A>;
+  constexpr int width = kWidth<A>, together = 8;
   const bool has_eps = numbers.log_eps > A(-__builtin_inf());
-  alignas(64) A lift[kTile];
+  alignas(64) A highest[kTile], sum[kTile];
   bool raise = false;
   for (int lane = 0; lane < kTile; lane += width) {
-    const Vector<A> offset = load(target + lane) - load(sums.base + lane);
-    Vector<A> highest = broadcast(A(-__builtin_inf()));
+    const Vector<A> own = load(target + lane);
+    Vector<A> most = broadcast(A(-__builtin_inf()));
     for (int r = 0; r < rows.count; ++r) {
       const int a = rows.index[r];
       A* pair = pairs + r * kTile + lane;
-      const Vector<A> log_weight = numbers.scale * load(pair) + (offset + source[a]);
+      const Vector<A> log_weight = numbers.scale * load(pair) + (own + source[a]);
       store<A>(pair, log_weight);
-      if (with_gaussian)
-        highest = larger(highest, log_weight + load(gaussian.of_row(a) + lane) +
-                                      load(gaussian.of_column(a) + lane));
-      if (has_eps) highest = larger(highest, log_weight + numbers.log_eps);
+      if (with_gaussian) most = larger(most, log_weight + gaussian.of(a, lane));
+      if (has_eps) most = larger(most, log_weight + numbers.log_eps);
     }
-    store<A>(lift + lane, highest);
-    raise = raise || any_above(highest, broadcast(A(kHeadroom)));
+    store<A>(highest + lane, most);
+    raise = raise || any_above(most - load(sums.base + lane), broadcast(A(kHeadroom)));
   }
-  if (raise)
-    raise_base(lift, numbers.channels, sums);
-  else
-    for (int lane = 0; lane < kTile; ++lane) lift[lane] = 0;
+  if (raise) raise_base(highest, numbers.channels, sums);
 
   for (int lane = 0; lane < kTile; lane += width) {
-    const Vector<A> by = load(lift + lane);
-    Vector<A> sum = {};
-    for (int r = 0; r < rows.count; ++r) {
-      const int a = rows.index[r];
-      A* pair = pairs + r * kTile + lane;
-      const Vector<A> log_weight = load(pair) - by;
-      if (has_eps) sum += exp<A>(log_weight + numbers.log_eps);
-      if (with_gaussian) {
-        const Vector<A> weight = exp<A>(log_weight + load(gaussian.of_row(a) + lane) +
-                                        load(gaussian.of_column(a) + lane));
-        store<A>(pair, weight);
-        sum += weight;
+    const Vector<A> base = load(sums.base + lane);
+    Vector<A> total = {};
+    for (int first = 0; first < rows.count; first += together) {
+      const int end = first + together < rows.count ? first + together : rows.count;
+      Vector<A> part = {};
+      for (int r = first; r < end; ++r) {
+        A* pair = pairs + r * kTile + lane;
+        const Vector<A> log_weight = load(pair);
+        if (has_eps) part += exp<A>((log_weight + numbers.log_eps) - base);
+        if (with_gaussian) {
+          const Vector<A> weight = exp<A>((log_weight + gaussian.of(rows.index[r], lane)) - base);
+          store<A>(pair, weight);
+          part += weight;
+        }
       }
+      total += part;
     }
-    store<A>(sums.denominator + lane, load(sums.denominator + lane) + sum);
+    store<A>(sum + lane, total);
   }
+  for (int lane = 0; lane < kTile; ++lane) sums.denominator[lane] += sum[lane];
 }
 
 template <typename A>
@@ -98,7 +99,10 @@ void forward_tile(const LamImage<A>& image, const LamNumbers<A>& numbers, int64_
   alignas(64) Sums<A> sums;
   alignas(64) A pairs[(kTile + kRowsAcross) * kTile];
   sums.output = scratch.values;
-  for (int lane = 0; lane < kTile; ++lane) sums.base[lane] = sums.denominator[lane] = 0;
+  for (int lane = 0; lane < kTile; ++lane) {
+    sums.base[lane] = Simd<A>::kLeast;
+    sums.denominator[lane] = 0;
+  }
   for (int64_t i = 0; i < numbers.channels * kTile; ++i) sums.output[i] = 0;
 
   const auto visit = [&](int64_t from) {
@@ -139,7 +143,7 @@ void forward_tile(const LamImage<A>& image, const LamNumbers<A>& numbers, int64_
   if (image.prune) {
     alignas(64) A known[kTile];
     for (int lane = 0; lane < kTile; ++lane)
-      known[lane] = sums.base[lane] + A(__builtin_log(double(sums.denominator[lane])));
+      known[lane] = sums.base[lane] + A(__builtin_log(sums.denominator[lane]));
     bound.learn(image, tile, known);
     const int64_t count = find_candidates<false>(image, numbers, bound, scratch);
     for (int64_t i = 0; i < count; ++i) {
@@ -152,9 +156,8 @@ void forward_tile(const LamImage<A>& image, const LamNumbers<A>& numbers, int64_
   }
 
   for (int lane = 0; lane < kTile; ++lane) {
-    scratch.log_denominator[lane] =
-        sums.base[lane] + A(__builtin_log(double(sums.denominator[lane])));
-    const A denominator = sums.denominator[lane];
+    scratch.log_denominator[lane] = sums.base[lane] + A(__builtin_log(sums.denominator[lane]));
+    const A denominator = A(sums.denominator[lane]);
     for (int64_t c = 0; c < numbers.channels; ++c) sums.output[c * kTile + lane] /= denominator;
   }
 }

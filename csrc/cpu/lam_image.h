@@ -22,6 +22,7 @@ namespace blpseg {
 constexpr int kTile = 64;  // pixels in a tile
 constexpr int kAxes = 8;   // principal directions that bounds are made of
 constexpr int kBoundRows = kAxes + 1;
+constexpr int kMostSamples = 512;  // of pixels that a basis is found from
 
 // The h x w pixels in tiles of tile_height x tile_width = kTile pixels, row by row.
 struct LamGrid {
@@ -58,13 +59,15 @@ struct LamImage {
   A* source;      // [tiles, kTile]
   A* target;      // [tiles, kTile]
   A* log_denominator;  // [tiles, kTile]: in backward log((Z + eps T) / w_bb), in forward 0
-  A* bound;            // [tiles, kBoundRows, kTile]: principal coordinates, norm of the rest
-  A* low;              // [kAxes, tiles]: the least of each principal coordinate in a tile
-  A* high;             // [kAxes, tiles]: the largest
-  A* source_peak;      // [tiles]: the largest half + source
-  A* target_peak;      // [tiles]: the largest half + target - log_denominator
-  A* upstream;         // [tiles, C, kTile], in backward: g
-  A* delta;            // [tiles, kTile], in backward: <g, out>
+  A* source_bound;     // [tiles, kTile]: source + log of how much larger than usual its values are
+  A* target_bound;  // [tiles, kTile]: target - log_denominator + the same of the upstream gradient
+  A* bound;         // [tiles, kBoundRows, kTile]: principal coordinates, norm of the rest
+  A* low;           // [kAxes, tiles]: the least of each principal coordinate in a tile
+  A* high;          // [kAxes, tiles]: the largest
+  A* source_peak;   // [tiles]: the largest half + source_bound
+  A* target_peak;   // [tiles]: the largest half + target_bound
+  A* upstream;      // [tiles, C, kTile], in backward: g
+  A* delta;         // [tiles, kTile], in backward: <g, out>
 };
 
 // What a thread works in, and where it finds a tile's inputs and leaves its results.
@@ -80,7 +83,7 @@ struct LamScratch {
 
 // What packing a tile found out.
 struct LamPacked {
-  double residual;   // largest norm of what the basis leaves of a feature
+  double residual;   // the most that the basis leaves of a feature, in units of what it may
   int64_t worst;     // the pixel that it is left of, y * width + x
   double magnitude;  // largest |source| + |target|
   bool finite;       // whether all sources and targets are, and far from overflow
@@ -90,11 +93,12 @@ struct LamPacked {
 template <typename A>
 struct LamKernels {
   // From a sample of the pixels' features ([count, D], followed by room for most_directions + kAxes
-  // more rows; destroyed), sets centre, basis, transposed, directions and projected: whether no
-  // more than `tolerance` is left of any sample's norm.
+  // more rows; destroyed), sets centre, basis, transposed, directions and projected: whether the
+  // basis leaves no more of any sample than may be dropped.
   void (*find_basis)(LamImage<A>& image, const LamNumbers<A>& numbers, double* sample,
-                     int64_t count, int64_t most_directions, double tolerance);
-  // Makes a tile's x, source, target, bound, low, high and peaks from scratch's features.
+                     int64_t count, int64_t most_directions);
+  // Makes a tile's x, source, target, bound, low, high and peaks from scratch's features, and adds
+  // source and target to source_bound and target_bound.
   LamPacked (*pack_tile)(const LamImage<A>& image, const LamNumbers<A>& numbers, int64_t tile,
                          const LamScratch<A>& scratch);
   // Makes values (the output) and log_denominator of a tile.

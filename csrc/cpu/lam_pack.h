@@ -1,6 +1,7 @@
 // A tile's features, made into what its pairs with other tiles need.
 #pragma once
 
+#include "lam_basis.h"
 #include "lam_image.h"
 #include "tile_product.h"
 
@@ -25,15 +26,13 @@ inline int64_t pixel_of(const LamGrid& grid, int64_t tile, int lane) {
   return y * grid.width + x;
 }
 
-// out[row][lane] += sum_k matrix[row][k] in[k][lane]; matrix: [rows, size]. In short runs, so that
-// few roundings happen to a long sum.
+// out[row][lane] += sum_k matrix[row][k] in[k][lane]; matrix: [rows, size].
 template <typename A>
 void multiply(const A* matrix, int64_t rows, int64_t size, const A* in, A* out) {
-  constexpr int kRun = 16;
-  int32_t index[kRun];
-  for (int i = 0; i < kRun; ++i) index[i] = i;
-  for (int64_t k = 0; k < size; k += kRun) {
-    const int count = size - k < kRun ? int(size - k) : kRun;
+  int32_t index[kTile];
+  for (int i = 0; i < kTile; ++i) index[i] = i;
+  for (int64_t k = 0; k < size; k += kTile) {
+    const int count = size - k < kTile ? int(size - k) : kTile;
     accumulate(matrix + k, size, rows, index, count, in + k * kTile, out);
   }
 }
@@ -57,7 +56,8 @@ LamPacked pack_tile(const LamImage<A>& image, const LamNumbers<A>& numbers, int6
   A* features = scratch.features;
   A* x = image.x + tile * image.rank * kTile;
 
-  double along_centre[kTile] = {};
+  double plain[kTile] = {}, along_centre[kTile] = {};  // |f|^2, <c, x>
+  add_squares(features, dims, plain);
   for (int64_t d = 0; d < dims; ++d) {
     const A centre = image.centre[d];
     for (int lane = 0; lane < kTile; ++lane) {
@@ -82,8 +82,9 @@ LamPacked pack_tile(const LamImage<A>& image, const LamNumbers<A>& numbers, int6
 
   LamPacked packed = {0, 0, 0, true};
   for (int lane = 0; lane < kTile; ++lane) {
-    if (!inside(image.grid, tile, lane) || left[lane] < packed.residual) continue;
-    packed.residual = left[lane];
+    const double allowed = droppable<A>(plain[lane], scale);
+    if (!inside(image.grid, tile, lane) || !(left[lane] > packed.residual * allowed)) continue;
+    packed.residual = left[lane] / allowed;
     packed.worst = pixel_of(image.grid, tile, lane);
   }
   packed.residual = __builtin_sqrt(packed.residual);
@@ -105,13 +106,18 @@ LamPacked pack_tile(const LamImage<A>& image, const LamNumbers<A>& numbers, int6
   A* half = image.half + tile * kTile;
   A* source = image.source + tile * kTile;
   A* target = image.target + tile * kTile;
+  A* source_bound = image.source_bound + tile * kTile;
+  A* target_bound = image.target_bound + tile * kTile;
   const A* log_denominator = image.log_denominator + tile * kTile;
   A source_peak = A(-__builtin_inf()), target_peak = source_peak;
   for (int lane = 0; lane < kTile; ++lane) {
     bound[kAxes * kTile + lane] = A(__builtin_sqrt(left[lane] + kRoundingShare * square[lane]));
     half[lane] = 0;
     source[lane] = target[lane] = A(-__builtin_inf());
-    if (!inside(image.grid, tile, lane)) continue;
+    if (!inside(image.grid, tile, lane)) {
+      source_bound[lane] = target_bound[lane] = source[lane];
+      continue;
+    }
     const double out = scale * along_centre[lane], own = -scale * square[lane] - out;
     source[lane] = A(out);
     // Without a finite weight of its own, a pixel's weights are relative to 1.
@@ -120,9 +126,10 @@ LamPacked pack_tile(const LamImage<A>& image, const LamNumbers<A>& numbers, int6
     packed.finite = packed.finite && magnitude < kLargest;
     if (magnitude > packed.magnitude) packed.magnitude = magnitude;
     half[lane] = A(size * square[lane] / 2);
-    if (half[lane] + source[lane] > source_peak) source_peak = half[lane] + source[lane];
-    const A share = half[lane] + target[lane] - log_denominator[lane];
-    if (share > target_peak) target_peak = share;
+    source_bound[lane] += source[lane];
+    target_bound[lane] += target[lane] - log_denominator[lane];
+    source_peak = larger(source_peak, half[lane] + source_bound[lane]);
+    target_peak = larger(target_peak, half[lane] + target_bound[lane]);
   }
   image.source_peak[tile] = source_peak;
   image.target_peak[tile] = target_peak;

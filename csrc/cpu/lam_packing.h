@@ -18,10 +18,11 @@ namespace blpseg {
 // Images of at most this many tiles are computed plainly: finding out what to skip costs more.
 constexpr int64_t kPlainTiles = 4;
 // Pixels that a basis is found from, and how many directions it may have to make products in.
-constexpr int64_t kSample = 256, kMostDirections = 128;
+constexpr int64_t kSample = 256, kSampleMore = 64, kMostDirections = 128;
 // How often such a basis is looked for, each time with more samples, before products are made of
 // the features as they are.
 constexpr int kAttempts = 4;
+static_assert(kSample + (kAttempts - 1) * kSampleMore <= kMostSamples);
 
 // What backward is told besides the inputs of forward.
 template <typename T>
@@ -64,7 +65,8 @@ class PackedImage {
  public:
   using A = accumulate_t<T>;
 
-  PackedImage(const LamCall<T>& call, int64_t n) : call_(call), n_(n), found_(call.tiles()) {
+  PackedImage(const LamCall<T>& call, int64_t n)
+      : call_(call), n_(n), sizes_(call.tiles() * 2 * call.numbers.channels), found_(call.tiles()) {
     const int64_t tiles = call.tiles(), dims = call.numbers.dims;
     most_directions_ = dims >= 4 * kAxes ? std::min(dims / 2, kMostDirections) : int64_t{kAxes};
     image_.grid = call.grid;
@@ -77,6 +79,8 @@ class PackedImage {
     image_.source = room({tiles, kTile});
     image_.target = room({tiles, kTile});
     image_.log_denominator = room({tiles, kTile});
+    image_.source_bound = room({tiles, kTile});
+    image_.target_bound = room({tiles, kTile});
     image_.bound = room({tiles, kBoundRows, kTile});
     image_.low = room({kAxes, tiles});
     image_.high = room({kAxes, tiles});
@@ -120,10 +124,13 @@ class PackedImage {
       });
     }
     found_[tile].finite = finite;
+    add_sizes(tile, image_.values + tile * size, 0);
+    if (call_.upstream) add_sizes(tile, image_.upstream + tile * size, channels);
   }
 
   void choose_coordinates() {
     if (image_.prune) image_.prune = all_finite();
+    if (image_.prune && usual_.empty()) find_usual_sizes();
     if (image_.prune) {
       find_basis();
       // A sample may lie in the bounds' few directions where the image does not.
@@ -145,6 +152,10 @@ class PackedImage {
 
   void pack(int64_t tile, const LamScratch<A>& scratch) {
     read_log_denominator(tile);
+    const int64_t channels = call_.numbers.channels, at = tile * channels * kTile;
+    log_excess(image_.values + at, usual_.data(), image_.source_bound + tile * kTile);
+    log_excess(call_.upstream ? image_.upstream + at : nullptr, usual_.data() + channels,
+               image_.target_bound + tile * kTile);
     load_tile(call_.features, n_, call_.grid, tile, scratch.features);
     found_[tile] = call_.kernels.pack_tile(image_, call_.numbers, tile, scratch);
   }
@@ -162,12 +173,12 @@ class PackedImage {
     image_.log_skip = static_cast<A>(std::log(rounding() / pixels) - magnitude / (1 << 17));
     if (!image_.prune) return true;
     if (!all_finite()) return false;
-    if (!image_.projected || residual <= tolerance_) return true;
+    if (!image_.projected || residual <= 1) return true;
     // Pixels outside the sample have directions of their own: the next sample has the worst of
     // them.
     ++attempts_;
     std::vector<LamPacked> worst = found_;
-    const auto more = worst.begin() + std::min<int64_t>(worst.size(), kSample / 4);
+    const auto more = worst.begin() + std::min<int64_t>(worst.size(), kSampleMore);
     std::partial_sort(worst.begin(), more, worst.end(), [](const auto& a, const auto& b) {
       return a.residual != b.residual ? a.residual > b.residual : a.worst < b.worst;
     });
@@ -187,32 +198,54 @@ class PackedImage {
     return std::all_of(found_.begin(), found_.end(), [](const auto& tile) { return tile.finite; });
   }
 
+  // Adds up the sizes of a tile's numbers in each channel, from sizes_[tile][first] on.
+  void add_sizes(int64_t tile, const A* numbers, int64_t first) {
+    const int64_t channels = call_.numbers.channels;
+    double* sizes = sizes_.data() + tile * 2 * channels + first;
+    for_each_pixel(call_.grid, tile, [&](int lane, int64_t, int64_t, bool inside) {
+      for (int64_t c = 0; c < channels && inside; ++c)
+        sizes[c] += std::abs(static_cast<double>(numbers[c * kTile + lane]));
+    });
+  }
+
+  // A number of usual size is at most 4 times the channel's mean.
+  void find_usual_sizes() {
+    const int64_t channels = 2 * call_.numbers.channels;
+    const double pixels = call_.grid.height * call_.grid.width;
+    usual_.assign(channels, 0);
+    for (int64_t tile = 0; tile < call_.tiles(); ++tile) {
+      for (int64_t c = 0; c < channels; ++c)
+        usual_[c] += static_cast<A>(4 * sizes_[tile * channels + c] / pixels);
+    }
+  }
+
+  // The log of how many times a pixel's numbers are larger than usual, in the channel where they
+  // are most; 0 where they are not. What is skipped is then small beside usual numbers, not just
+  // beside the largest.
+  void log_excess(const A* numbers, const A* usual, A* out) const {
+    std::fill_n(out, kTile, A(0));
+    if (!numbers || !image_.prune) return;
+    for (int64_t c = 0; c < call_.numbers.channels; ++c) {
+      for (int lane = 0; lane < kTile; ++lane) {
+        const A size = std::abs(numbers[c * kTile + lane]);
+        if (size > usual[c]) out[lane] = std::max(out[lane], std::log(size / usual[c]));
+      }
+    }
+  }
+
   void find_basis() {
     const View4<T>& features = call_.features;
     const int64_t dims = call_.numbers.dims, count = samples_.size();
     std::vector<double> sample((count + most_directions_ + kAxes) * dims);
-    double largest = 0;
     for (int64_t s = 0; s < count; ++s) {
       const T* pixel = features.data + n_ * features.stride[0] +
                        samples_[s] / call_.grid.width * features.stride[2] +
                        samples_[s] % call_.grid.width * features.stride[3];
-      double square = 0;
-      for (int64_t d = 0; d < dims; ++d) {
-        const double number = static_cast<A>(pixel[d * features.stride[1]]);
-        sample[s * dims + d] = number;
-        square += number * number;
-      }
-      largest = std::max(largest, square);
+      for (int64_t d = 0; d < dims; ++d)
+        sample[s * dims + d] = static_cast<A>(pixel[d * features.stride[1]]);
     }
-    // What a basis leaves of features may be dropped where that changes neither a score nor a
-    // gradient by more than the rounding of scores does, which are as large as `score`.
-    const double scale = std::abs(static_cast<double>(call_.numbers.scale)),
-                 score = scale * largest;
-    tolerance_ = std::min(rounding() * std::max(8.0, score / 8) * std::sqrt(largest),
-                          std::sqrt(rounding() * std::max(1.0, score) / 8 / scale));
     call_.kernels.find_basis(image_, call_.numbers, sample.data(), count,
-                             attempts_ < kAttempts ? most_directions_ : int64_t{kAxes},
-                             tolerance_ / 2);
+                             attempts_ < kAttempts ? most_directions_ : int64_t{kAxes});
   }
 
   // In backward, what forward found, and infinity where a pixel has no gradient to hand on: shares
@@ -238,10 +271,11 @@ class PackedImage {
   int64_t most_directions_;
   std::vector<Tensor> held_;      // the memory that image_ points to
   std::optional<Tensor> x_;       // and that of image_.x, whose size is found out
+  std::vector<double> sizes_;     // [tiles, 2 C]: sums of the sizes of values and upstream
+  std::vector<A> usual_;          // [2 C]: the largest that is usual
   std::vector<LamPacked> found_;  // by packing each tile
   std::vector<int64_t> samples_;  // pixels that the basis is found from
   int attempts_ = 0;
-  double tolerance_ = 0;
 };
 
 }  // namespace blpseg

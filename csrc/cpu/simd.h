@@ -42,6 +42,7 @@ struct Simd<float> {
   static constexpr int kMantissa = 23;
   static constexpr int32_t kOne = 127 << kMantissa;  // the bits of 1.0
   static constexpr float kRound = 12582912.0f;       // 1.5 * 2^23: adding it rounds to an integer
+  static constexpr float kLeast = -__FLT_MAX__;      // of all finite numbers
   static constexpr float kLowest = -87.33f;          // below, exp leaves the normal numbers: 0
   static constexpr float kLn2High = 0.693359375f, kLn2Low = -2.12194440054690583e-4f;
   // (exp(r) - 1 - r) / r^2 interpolated at the Chebyshev nodes of |r| <= ln(2) / 2: error 1e-8.
@@ -56,6 +57,7 @@ struct Simd<double> {
   static constexpr int kMantissa = 52;
   static constexpr int64_t kOne = int64_t{1023} << kMantissa;
   static constexpr double kRound = 6755399441055744.0;  // 1.5 * 2^52
+  static constexpr double kLeast = -__DBL_MAX__;
   static constexpr double kLowest = -708.39;
   static constexpr double kLn2High = 0.693145751953125, kLn2Low = 1.42860682030941723e-6;
   // As above: error 1.7e-17.

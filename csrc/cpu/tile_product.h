@@ -91,14 +91,21 @@ inline void accumulate_block(const A* a, int64_t pitch, const int32_t* index, in
 
 // out[c][lane] += sum_r a[c][index[r]] weights[r][lane]
 // a: `channels` rows, `pitch` numbers apart; weights: [count, kTile]; out: [channels, kTile].
+// In short runs, so that few roundings happen to a long sum.
 template <typename A>
 void accumulate(const A* a, int64_t pitch, int64_t channels, const int32_t* index, int count,
                 const A* weights, A* out) {
-  int64_t c = 0;
-  for (; c + kRowsAcross <= channels; c += kRowsAcross)
-    accumulate_block<A, kRowsAcross>(a + c * pitch, pitch, index, count, weights, out + c * kTile);
-  for (; c < channels; ++c)
-    accumulate_block<A, 1>(a + c * pitch, pitch, index, count, weights, out + c * kTile);
+  constexpr int kRun = 16;
+  for (int r = 0; r < count; r += kRun) {
+    const int run = count - r < kRun ? count - r : kRun;
+    const A* weight = weights + r * kTile;
+    int64_t c = 0;
+    for (; c + kRowsAcross <= channels; c += kRowsAcross)
+      accumulate_block<A, kRowsAcross>(a + c * pitch, pitch, index + r, run, weight,
+                                       out + c * kTile);
+    for (; c < channels; ++c)
+      accumulate_block<A, 1>(a + c * pitch, pitch, index + r, run, weight, out + c * kTile);
+  }
 }
 
 }  // namespace blpseg::BLPSEG_CAPABILITY
