@@ -1,0 +1,1 @@
+"""Speed, memory and accuracy of every op beside what one would run without it."""

@@ -1,0 +1,102 @@
+"""What ``lam`` is measured against.
+
+A peer is made for a case once, outside of what is timed: there it may precompute what does not
+depend on features and values, such as the dense Gaussian of L x L numbers. What comes back maps
+features and values to the output.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.attention.flex_attention import flex_attention
+
+import blpseg_ops
+from benchmarks.lam_cases import CHANNELS, DIM, Case, Run
+
+
+def _ours(case: Case) -> Run:
+    return partial(blpseg_ops.lam, sigma=case.sigma, eps=case.eps)
+
+
+def _published(features: Tensor, values: Tensor, gaussian: Tensor, eps: float) -> Tensor:
+    f = features.flatten(2)
+    weight = (f.mT @ f).softmax(-1) * gaussian  # [N, L, L], a row for every target
+    weight = weight / (weight.sum(-1, keepdim=True) + eps)
+    return (weight @ values.flatten(2).mT).mT.reshape(values.shape)
+
+
+def _eager(case: Case) -> Run:
+    return partial(_published, gaussian=_log_gaussian(case).exp_(), eps=case.eps)
+
+
+def _compiled(case: Case) -> Run:
+    return torch.compile(_eager(case), dynamic=False)
+
+
+def _sdpa(case: Case) -> Run:
+    bias = _log_gaussian(case)
+
+    def run(features: Tensor, values: Tensor) -> Tensor:
+        query = _tokens(features)
+        padded = F.pad(_tokens(values), (0, DIM - CHANNELS))  # the fused kernel wants equal widths
+        output = F.scaled_dot_product_attention(query, query, padded, attn_mask=bias, scale=1.0)
+        return _maps(output[..., :CHANNELS], case)
+
+    return run
+
+
+def _flex(case: Case) -> Run:
+    def gaussian(score: Tensor, _n: Tensor, _head: Tensor, b: Tensor, a: Tensor) -> Tensor:
+        dy, dx = b // case.w - a // case.w, b % case.w - a % case.w
+        return score - (dy * dy + dx * dx) / (2 * case.sigma**2)
+
+    attention = torch.compile(flex_attention, dynamic=False)
+
+    def run(features: Tensor, values: Tensor) -> Tensor:
+        query = _tokens(features)
+        return _maps(attention(query, query, _tokens(values), score_mod=gaussian, scale=1.0), case)
+
+    return run
+
+
+def _log_gaussian(case: Case) -> Tensor:  # [L, L]
+    y, x = torch.arange(case.h), torch.arange(case.w)
+    dy2, dx2 = (y[:, None] - y) ** 2, (x[:, None] - x) ** 2
+    distance2 = dy2[:, None, :, None] + dx2[None, :, None, :].float()
+    return distance2.div_(-2 * case.sigma**2).view(case.pixels, -1)
+
+
+def _tokens(maps: Tensor) -> Tensor:  # [N, C, h, w] -> [N, 1, L, C]
+    return maps.flatten(2).mT[:, None].contiguous()
+
+
+def _maps(tokens: Tensor, case: Case) -> Tensor:  # [N, 1, L, C] -> [N, C, h, w]
+    return tokens[:, 0].mT.unflatten(2, (case.h, case.w)).contiguous()
+
+
+OURS, EAGER, COMPILED, SDPA, FLEX = (
+    "blpseg_ops",
+    "published",
+    "published, compiled",
+    "SDPA",
+    "FlexAttention",
+)
+PEERS: dict[str, Callable[[Case], Run]] = {
+    OURS: _ours,
+    EAGER: _eager,
+    COMPILED: _compiled,
+    SDPA: _sdpa,
+    FLEX: _flex,
+}
+COMPILES = {COMPILED, FLEX}
+KEEPS_MATRIX = {EAGER, COMPILED, SDPA}  # L x L float32 numbers, made once
+
+
+def bytes_kept(peer: str, case: Case) -> int:
+    """Size of what a peer precomputes for a case."""
+    return 4 * case.pixels**2 if peer in KEEPS_MATRIX else 0

@@ -1,0 +1,171 @@
+"""``lam`` in docs/performance.md: goals and tables."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from math import isnan
+from typing import Any
+
+from benchmarks import plot_lam
+from benchmarks.lam_cases import CITYSCAPES, DOUBLE, HOSTILE, SECOND_PHOTO, TRAINING, Case
+from benchmarks.lam_peers import COMPILED, EAGER, KEEPS_MATRIX, OURS, PEERS, SDPA, bytes_kept
+from benchmarks.lam_results import Results, read
+
+
+def report(result: dict[str, Any]) -> str:
+    """All tables as markdown; the plot is written beside the page."""
+    results = read(result)
+    picture = plot_lam.draw(results)
+    parts = [
+        _goals(results),
+        "### At training size",
+        _training(results),
+        "With eps = 1e-7, as published:",
+        _eps(results),
+        "### Other features",
+        "Forward at 96 x 96, eps 0. |f| is the length of a feature vector.",
+        _features(results),
+        "### Large images",
+        _large(results),
+        f"![Time and peak memory against the number of pixels]({picture})",
+        "### Error",
+        "Largest difference from float64, relative to the largest number of that tensor.",
+        _error(results),
+    ]
+    return "\n\n".join(parts)
+
+
+def _goals(results: Results) -> str:
+    def seconds(peer: str, case: Case) -> float:
+        return results[peer, case].seconds
+
+    def faster(peer: str, case: Case) -> float:
+        return seconds(peer, case) / seconds(OURS, case)
+
+    both = TRAINING._replace(backward=True)
+    worst_error = max(
+        error / results[EAGER, case].errors[name]
+        for case in (both, both._replace(source=SECOND_PHOTO.source), both._replace(eps=1e-7))
+        for name, error in results[OURS, case].errors.items()
+    )
+    eps_cost = seconds(OURS, both._replace(eps=1e-7)) / seconds(OURS, both)
+    memory = results[EAGER, both].peak_bytes / results[OURS, both].peak_bytes
+    growth = seconds(OURS, DOUBLE) / seconds(OURS, CITYSCAPES)
+    at_least = [
+        ("forward, faster than published", 30, faster(EAGER, TRAINING)),
+        ("forward, faster than SDPA", 10, faster(SDPA, TRAINING)),
+        ("forward + backward, faster than published", 25, faster(EAGER, both)),
+        ("forward + backward, faster than SDPA", 8, faster(SDPA, both)),
+        ("random features, faster than SDPA", 1.5, min(faster(SDPA, case) for case in HOSTILE)),
+        ("forward + backward, less peak memory than published", 50, memory),
+    ]
+    at_most = [
+        ("forward + backward, eps 1e-7 over eps 0", 2.5, eps_cost),
+        ("256 x 512, forward, seconds", 4.0, seconds(OURS, CITYSCAPES)),
+        ("256 x 512, forward, peak memory in GB", 1.0, results[OURS, CITYSCAPES].peak_bytes / 1e9),
+        ("512 x 512 over 256 x 512, forward", 2.5, growth),
+        ("error over that of published, the worst tensor", 2.0, worst_error),
+    ]
+    rows = [
+        *((name, f"at least {goal:g}", f"{got:.3g}", got >= goal) for name, goal, got in at_least),
+        *((name, f"at most {goal:g}", f"{got:.3g}", got <= goal) for name, goal, got in at_most),
+    ]
+    table = _table(
+        ["", "goal", "measured"],
+        [(name, goal, got if met else f"**{got}**, missed") for name, goal, got, met in rows],
+    )
+    missed = [name for name, *_, met in rows if not met]
+    verdict = f"Missed: {'; '.join(missed)}." if missed else "All goals are reached."
+    return f"{table}\n\n{verdict}"
+
+
+def _training(results: Results) -> str:
+    both = TRAINING._replace(backward=True)
+    rows = [
+        (
+            peer,
+            _time(results, peer, TRAINING),
+            _time(results, peer, both),
+            _memory(results, peer, TRAINING),
+            _memory(results, peer, both),
+            f"{bytes_kept(peer, both) / 1e6:.0f} MB" if peer in KEEPS_MATRIX else "",
+        )
+        for peer in PEERS
+    ]
+    heads = ["", "forward", "forward + backward"]
+    heads += ["peak, forward", "peak, forward + backward", "kept for all calls"]
+    return _table(heads, rows)
+
+
+def _eps(results: Results) -> str:
+    cases = [TRAINING._replace(eps=1e-7, backward=backward) for backward in (False, True)]
+    rows = [
+        (peer, *(_time(results, peer, case) for case in cases)) for peer in (OURS, EAGER, COMPILED)
+    ]
+    return _table(["", "forward", "forward + backward"], rows)
+
+
+def _features(results: Results) -> str:
+    rows = [
+        (
+            f"{case.source}, sigma {case.sigma:g}",
+            *(_time(results, peer, case) for peer in (OURS, SDPA, EAGER)),
+        )
+        for case in (TRAINING, SECOND_PHOTO, *HOSTILE)
+    ]
+    return _table(["features", OURS, SDPA, EAGER], rows)
+
+
+def _large(results: Results) -> str:
+    rows = []
+    for case in (CITYSCAPES, DOUBLE, CITYSCAPES._replace(eps=1e-7)):
+        both = case._replace(backward=True)
+        rows.append(
+            (
+                f"{case.h} x {case.w}, eps {case.eps:g}",
+                _time(results, OURS, case),
+                _time(results, OURS, both),
+                _memory(results, OURS, case),
+                _memory(results, OURS, both),
+            )
+        )
+    heads = ["", "forward", "forward + backward", "peak, forward", "peak, forward + backward"]
+    return _table(heads, rows)
+
+
+def _error(results: Results) -> str:
+    both = TRAINING._replace(backward=True)
+    cases = (both, both._replace(eps=1e-7), both._replace(source=SECOND_PHOTO.source))
+    found = [
+        (f"{peer}, {case.source}, eps {case.eps:g}", results[peer, case].errors.values())
+        for case in cases
+        for peer in PEERS
+        if (peer, case) in results
+    ]
+    rows = [(name, *(f"{error:.1e}" for error in errors)) for name, errors in found]
+    return _table(["", "output", "gradient of features", "gradient of values"], rows)
+
+
+def _time(results: Results, peer: str, case: Case) -> str:
+    """The median, and how many times ours that is."""
+    if (peer, case) not in results:
+        return ""
+    seconds = results[peer, case].seconds
+    text = f"{seconds:.2f} s" if seconds >= 1 else f"{1e3 * seconds:.3g} ms"
+    return text if peer == OURS else f"{text} ({seconds / results[OURS, case].seconds:.1f}x)"
+
+
+def _memory(results: Results, peer: str, case: Case) -> str:
+    """Peak memory, and how many times ours that is."""
+    if (peer, case) not in results or isnan(peak := results[peer, case].peak_bytes):
+        return ""
+    text = f"{peak / 1e6:.3g} MB" if peak < 1e9 else f"{peak / 1e9:.2f} GB"
+    return text if peer == OURS else f"{text} ({peak / results[OURS, case].peak_bytes:.0f}x)"
+
+
+def _table(heads: list[str], rows: Iterable[tuple[str, ...]]) -> str:
+    lines = [heads, ["---"] * len(heads), *rows]
+    # A bar in a cell would end it.
+    return "\n".join(
+        "| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines
+    )
