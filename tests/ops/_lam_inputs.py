@@ -172,9 +172,17 @@ def _smooth(**numbers: float) -> Case:
     return random_case(smooth_features(), **numbers)
 
 
-def _far_pixel(norm: float, y: int = 0, x: int = 0) -> Case:
-    features = 0.5 * randn(1, 16, H, W)
+def _far_pixel(norm: float, y: int = 0, x: int = 0, dim: int = 16) -> Case:
+    features = 0.5 * randn(1, dim, H, W)
     features[0, :, y, x] *= norm / features[0, :, y, x].norm()
+    return random_case(features)
+
+
+def _far_pixels() -> Case:
+    """Every 20th pixel, with norms from 10 to 1e3."""
+    features = 0.5 * randn(1, 16, H, W)
+    far = features.flatten(2)[..., ::20]
+    far *= torch.logspace(1, 3, far.shape[-1]) / far.norm(dim=1, keepdim=True)
     return random_case(features)
 
 
@@ -182,6 +190,20 @@ def _hot_spot(what: str) -> Case:
     case = _smooth()
     hot = getattr(case, what).clone()
     hot[0, 2, 15, 20] = 1e6
+    return replace(case, **{what: hot})
+
+
+def _unseen_hot_spot(what: str) -> Case:
+    """One pixel apart with all of the values, or of the gradient.
+
+    The others get a share of 1e-12 of it, and it gets one of 2e-8 of itself and of each other.
+    """
+    features = torch.zeros(1, 8, H, W, dtype=torch.float64)
+    features[:, 0] = math.sqrt(40)
+    features[:, 0, 15, 20] /= 2
+    case = random_case(features, sigma=1e4)
+    hot = torch.zeros_like(getattr(case, what))
+    hot[..., 15, 20] = 1e6
     return replace(case, **{what: hot})
 
 
@@ -235,8 +257,12 @@ HOSTILE: dict[str, Callable[[], Case]] = {
     "far pixel 1e3": lambda: _far_pixel(1e3),
     "far pixel 1e3, elsewhere": lambda: _far_pixel(1e3, 5, 2),
     "far pixel 1e5": lambda: _far_pixel(1e5),
+    "far pixel 1e4, many dimensions": lambda: _far_pixel(1e4, dim=80),
+    "far pixels": _far_pixels,
     "hot value": lambda: _hot_spot("values"),
     "hot gradient": lambda: _hot_spot("grad_output"),
+    "unseen hot value": lambda: _unseen_hot_spot("values"),
+    "unseen hot gradient": lambda: _unseen_hot_spot("grad_output"),
     "few gradients": lambda: _sparse_gradient(11),
     "one gradient": lambda: _sparse_gradient(100),
     "sigma 1e-20": lambda: _smooth(sigma=1e-20),
