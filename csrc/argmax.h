@@ -7,9 +7,9 @@ namespace blpseg {
 
 // Whether a class with this logit displaces the best one so far. Classes are offered in rising
 // order, so "strictly larger" lets the lowest of equals win; NaN ranks above all, as in
-// torch.argmax.
-template <typename T>
-BLPSEG_HOST_DEVICE inline bool displaces(T logit, T best) {
+// torch.argmax. V is a number or a vector of them, which gets an answer for each.
+template <typename V>
+BLPSEG_HOST_DEVICE inline auto displaces(V logit, V best) {
   return (logit > best) | ((logit != logit) & (best == best));
 }
 

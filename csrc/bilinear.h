@@ -24,21 +24,23 @@ struct Tap {
 //
 // The source position is (index + 1/2) * in / out - 1/2. As the fraction
 // ((2 index + 1) in - out) / (2 out) it is exact in integers; only the weight is rounded, once,
-// where the usual floating-point product loses digits as positions grow.
+// where the usual floating-point product loses digits as positions grow. Past the centre of the last
+// input pixel there is nothing to blend: the weight is 0.
 template <typename T>
 BLPSEG_HOST_DEVICE inline Tap<T> tap(int64_t index, int64_t in, int64_t out) {
   const int64_t position = (2 * index + 1) * in - out;  // in units of 1 / (2 out) input pixels
   const int64_t numerator = position > 0 ? position : 0;
   const int64_t low = numerator / (2 * out);
+  if (low == in - 1) return {low, low, T(0)};
   const int64_t rest = numerator - low * (2 * out);
-  return {low, low + (low < in - 1 ? 1 : 0), static_cast<T>(rest) / static_cast<T>(2 * out)};
+  return {low, low + 1, static_cast<T>(rest) / static_cast<T>(2 * out)};
 }
 
 // A pixel that falls onto an input pixel is that pixel, even beside an infinite one (0 * inf is
-// NaN).
-template <typename T>
-BLPSEG_HOST_DEVICE inline T blend(T low, T high, T weight) {
-  return weight == T(0) ? low : (T(1) - weight) * low + weight * high;
+// NaN). Weights are numbers, as V is, or vectors where V is one.
+template <typename V, typename T>
+BLPSEG_HOST_DEVICE inline V blend(V low, V high, T weight) {
+  return weight == 0 ? low : (1 - weight) * low + weight * high;
 }
 
 }  // namespace blpseg

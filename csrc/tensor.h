@@ -63,6 +63,16 @@ struct View {
       stride[axis] = tensor.stride(axis);
     }
   }
+
+  // The place with these indices along the first axes, and 0 along the others.
+  template <typename... Index>
+  const T* at(Index... index) const {
+    static_assert(sizeof...(index) <= axes);
+    int axis = 0;
+    int64_t offset = 0;
+    ((offset += index * stride[axis++]), ...);
+    return data + offset;
+  }
 };
 
 template <typename T>

@@ -5,12 +5,12 @@
 // are made, by whichever thread is free. What a tile's results are is in lam_forward.h and
 // lam_backward.h; lam_image.h explains what they work on.
 
-#include <atomic>
 #include <tuple>
 
 #include "capability.h"
 #include "lam_kernels.h"
 #include "lam_packing.h"
+#include "parallel.h"
 #include "tensor.h"
 
 namespace blpseg {
@@ -48,18 +48,13 @@ class Workers {
         numbers_(call.room({count_, (dims_ + coordinates_ + channels_ + 1) * kTile + tiles_})),
         candidates_(torch::stable::new_empty(call.like, {count_, tiles_}, ScalarType::Int)) {}
 
-  // Calls visit(image, tile, scratch) for each tile of the images. Tiles differ in work, so each
-  // goes to whichever thread is free; no result depends on which.
+  // Calls visit(image, tile, scratch) for each tile of the images.
   template <typename Image, typename Visit>
   void for_each_tile(const std::vector<Image>& images, const Visit& visit) const {
     const int64_t total = static_cast<int64_t>(images.size()) * tiles_;
-    std::atomic<int64_t> next{0};
-    torch::stable::parallel_for(0, std::min(count_, total), 1, [&](int64_t first, int64_t last) {
-      for (int64_t worker = first; worker < last; ++worker) {
-        const LamScratch<A> scratch = scratch_of(worker);
-        for (int64_t i = next++; i < total; i = next++)
-          visit(images[i / tiles_], i % tiles_, scratch);
-      }
+    share_work(count_, total, [&](int64_t worker, const auto& next) {
+      const LamScratch<A> scratch = scratch_of(worker);
+      for (int64_t i = next(); i >= 0; i = next()) visit(images[i / tiles_], i % tiles_, scratch);
     });
   }
 

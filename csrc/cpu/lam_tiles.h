@@ -61,11 +61,18 @@ template <typename T, typename A>
 void store_tile(const A* in, int64_t channels, int64_t n, const LamGrid& grid, int64_t tile,
                 T* out) {
   const int64_t plane = grid.height * grid.width;
-  for_each_pixel(grid, tile, [&](int lane, int64_t y, int64_t x, bool inside) {
-    if (!inside) return;
-    T* pixel = out + n * channels * plane + y * grid.width + x;
-    for (int64_t c = 0; c < channels; ++c) pixel[c * plane] = static_cast<T>(in[c * kTile + lane]);
+  int lanes[kTile], inside = 0;
+  int64_t offset[kTile];
+  for_each_pixel(grid, tile, [&](int lane, int64_t y, int64_t x, bool within) {
+    if (!within) return;
+    lanes[inside] = lane;
+    offset[inside++] = y * grid.width + x;
   });
+  for (int64_t c = 0; c < channels; ++c) {
+    T* channel = out + (n * channels + c) * plane;
+    for (int i = 0; i < inside; ++i)
+      channel[offset[i]] = static_cast<T>(in[c * kTile + lanes[i]]);
+  }
 }
 
 }  // namespace blpseg

@@ -16,6 +16,8 @@
 #error "BLPSEG_CAPABILITY names the variant: portable, avx2 or avx512"
 #endif
 
+#define BLPSEG_INLINE inline
+
 namespace blpseg::BLPSEG_CAPABILITY {
 
 #if defined(__AVX512F__)
@@ -44,6 +46,9 @@ struct Simd<float> {
   static constexpr float kRound = 12582912.0f;       // 1.5 * 2^23: adding it rounds to an integer
   static constexpr float kLeast = -__FLT_MAX__;      // of all finite numbers
   static constexpr float kLowest = -87.33f;          // below, exp leaves the normal numbers: 0
+  static constexpr float kSmallest = __FLT_MIN__;    // of the normal numbers
+  static constexpr int32_t kRootHalf = 0x3f3504f3;   // the bits of sqrt(1/2)
+  static constexpr int kAtanhTerms = 5;              // of log's series: the next is below 1e-9
   static constexpr float kLn2High = 0.693359375f, kLn2Low = -2.12194440054690583e-4f;
   // (exp(r) - 1 - r) / r^2 interpolated at the Chebyshev nodes of |r| <= ln(2) / 2: error 1e-8.
   static constexpr float kPolynomial[] = {0.5f, 0.166665770256f, 0.0416665546621f,
@@ -59,6 +64,9 @@ struct Simd<double> {
   static constexpr double kRound = 6755399441055744.0;  // 1.5 * 2^52
   static constexpr double kLeast = -__DBL_MAX__;
   static constexpr double kLowest = -708.39;
+  static constexpr double kSmallest = __DBL_MIN__;
+  static constexpr int64_t kRootHalf = 0x3fe6a09e667f3bcd;
+  static constexpr int kAtanhTerms = 11;
   static constexpr double kLn2High = 0.693145751953125, kLn2Low = 1.42860682030941723e-6;
   // As above: error 1.7e-17.
   static constexpr double kPolynomial[] = {0.500000000000000102,     0.166666666666666675,
@@ -117,6 +125,41 @@ inline bool any_above(V a, V b) {
 #endif
 }
 
+// Lane i of the result is lane index[i] - first of v, where the machine has an instruction for that.
+template <typename A>
+Vector<A> permute(Vector<A> v, const int32_t* index, int32_t first);
+
+#if defined(__AVX512F__)
+template <typename A>
+constexpr bool kPermutes = true;
+
+template <>
+inline Vector<float> permute<float>(Vector<float> v, const int32_t* index, int32_t first) {
+  const __m512i lanes = _mm512_sub_epi32(_mm512_loadu_si512(index), _mm512_set1_epi32(first));
+  return _mm512_maskz_permutexvar_ps(0xffff, lanes, v);  // without a mask gcc 12 warns
+}
+
+template <>
+inline Vector<double> permute<double>(Vector<double> v, const int32_t* index, int32_t first) {
+  const __m256i lanes = _mm256_sub_epi32(_mm256_loadu_si256((const __m256i*)index),
+                                         _mm256_set1_epi32(first));
+  return _mm512_maskz_permutexvar_pd(0xff, _mm512_maskz_cvtepi32_epi64(0xff, lanes), v);
+}
+#elif defined(__AVX2__)
+template <typename A>
+constexpr bool kPermutes = sizeof(A) == 4;
+
+template <>
+inline Vector<float> permute<float>(Vector<float> v, const int32_t* index, int32_t first) {
+  const __m256i lanes = _mm256_sub_epi32(_mm256_loadu_si256((const __m256i*)index),
+                                         _mm256_set1_epi32(first));
+  return _mm256_permutevar8x32_ps(v, lanes);
+}
+#else
+template <typename A>
+constexpr bool kPermutes = false;
+#endif
+
 // exp, to the last place or two; 0 below the normal numbers; NaN for NaN.
 template <typename A>
 inline Vector<A> exp(Vector<A> x) {
@@ -134,6 +177,30 @@ inline Vector<A> exp(Vector<A> x) {
   // The low bits of `shifted` hold n; in the exponent's place they make 2^n.
   const Bits exponent = ((Bits)shifted << S::kMantissa) + S::kOne;
   return x < S::kLowest ? Vector<A>{} : mantissa * (Vector<A>)exponent;
+}
+
+// log of a number >= 0, to the last place or two; -inf for 0; NaN for NaN. What is smaller than the
+// normal numbers counts as 0.
+template <typename A>
+inline Vector<A> log(Vector<A> x) {
+  using S = Simd<A>;
+  using Bits = typename S::Bits;
+  // x = 2^n m with m in [sqrt(1/2), sqrt(2)), and log m = 2 atanh((m - 1) / (m + 1)).
+  const Bits shifted = (Bits)x - S::kRootHalf;
+  const Bits exponent = shifted >> S::kMantissa;
+  const Vector<A> m = (Vector<A>)((Bits)x - (exponent << S::kMantissa));
+  const Vector<A> n = __builtin_convertvector(exponent, Vector<A>);
+  const Vector<A> f = m - A(1);
+  const Vector<A> t = f / (f + A(2));
+  const Vector<A> t2 = t * t;
+  Vector<A> series = broadcast(A(1) / (2 * S::kAtanhTerms + 1));
+#pragma GCC unroll 16
+  for (int i = S::kAtanhTerms - 1; i >= 1; --i) series = series * t2 + A(1) / (2 * i + 1);
+  const Vector<A> tail = (t + t) * (t2 * series) + n * S::kLn2Low;
+  const Vector<A> result = n * S::kLn2High + ((t + t) + tail);
+  const Vector<A> infinity = broadcast(A(__builtin_inf()));
+  const Vector<A> regular = x < infinity ? result : x;  // inf and NaN stay
+  return x < S::kSmallest ? -infinity : regular;
 }
 
 }  // namespace blpseg::BLPSEG_CAPABILITY

@@ -1,0 +1,120 @@
+// The losses' kernels for one capability of the CPU: CMakeLists.txt compiles this file once for
+// each. The arithmetic is csrc/losses.h's; here are the loops over pixels and classes.
+
+#include "argmax.h"
+#include "bilinear.h"
+#include "losses.h"
+#include "resized_row.h"
+
+namespace blpseg::BLPSEG_CAPABILITY {
+
+// The columns with these indices, all of them from `first` to `last`. When a row is enlarged these are few: they are loaded once, and permuted.
+template <typename A>
+inline Vector<A> columns(const A* narrow, const int32_t* index, int32_t first, int32_t last) {
+  if constexpr (kPermutes<A>) {
+    if (last - first < kWidth<A>) return permute<A>(load(narrow + first), index, first);
+  }
+  Vector<A> picked;
+  for (int lane = 0; lane < kWidth<A>; ++lane) picked[lane] = narrow[index[lane]];
+  return picked;
+}
+
+template <typename A>
+void widen(const HorizontalTaps<A>& taps, const A* narrow, A* wide) {
+  for (int64_t x = 0; x < taps.count; x += kWidth<A>) {
+    const int32_t first = taps.low[x], last = taps.high[x + kWidth<A> - 1];
+    const Vector<A> low = columns(narrow, taps.low + x, first, last);
+    const Vector<A> high = columns(narrow, taps.high + x, first, last);
+    store<A>(wide + x, blend(low, high, load(taps.weight + x)));
+  }
+}
+
+template <typename A>
+inline Vector<A> resized(const ResizedRow<A>& row, int64_t k, int64_t x) {
+  return blend(load(row.upper + k * row.pitch + x), load(row.lower + k * row.pitch + x),
+               row.weight);
+}
+
+template <typename A>
+inline Softmax<A> load_softmax(const SoftmaxRow<A>& row, int64_t x) {
+  return {load(row.maximum + x), load(row.sum + x)};
+}
+
+template <typename A>
+void softmax(const ResizedRow<A>& row, const SoftmaxRow<A>& result) {
+  constexpr int width = kWidth<A>;
+  for (int64_t x = 0; x < row.count; x += 2 * width) {  // two at once, for either waits on itself
+    Softmax<A> left = no_classes<A>(), right = left;
+    for (int64_t k = 0; k < row.classes; ++k) {
+      add<A>(left, resized(row, k, x));
+      add<A>(right, resized(row, k, x + width));
+    }
+    store<A>(result.maximum + x, left.maximum);
+    store<A>(result.maximum + x + width, right.maximum);
+    store<A>(result.sum + x, left.sum);
+    store<A>(result.sum + x + width, right.sum);
+  }
+}
+
+template <typename A>
+void log_probability_row(const SoftmaxRow<A>& row, int64_t count, A* log_p) {
+  for (int64_t x = 0; x < count; x += kWidth<A>)
+    store<A>(log_p + x, log_probability<A>(load_softmax(row, x), load(row.logit + x)));
+}
+
+template <typename A>
+void blp(const SoftmaxRow<A>& seg, const SoftmaxRow<A>& annotation, A gamma, int64_t count,
+         A* log_p, A* weight) {
+  log_probability_row(seg, count, log_p);
+  for (int64_t x = 0; x < count; x += kWidth<A>) {
+    const Vector<A> p = probability<A>(load_softmax(seg, x), load(seg.logit + x));
+    const Vector<A> q = probability<A>(load_softmax(annotation, x), load(annotation.logit + x));
+    store<A>(weight + x, blp_weight<A>(p, q, gamma));
+  }
+}
+
+template <typename A>
+void spread(const ResizedRow<A>& row, const SoftmaxRow<A>& softmax, const A* coefficient, A* upper,
+            A* lower) {
+  for (int64_t x = 0; x < row.count; x += kWidth<A>) {
+    const Softmax<A> at = load_softmax(softmax, x);
+    const Vector<A> factor = load(coefficient + x) / at.sum;
+    for (int64_t k = 0; k < row.classes; ++k) {
+      const Vector<A> gradient = exp<A>(resized(row, k, x) - at.maximum) * factor;
+      A* up = upper + k * row.pitch + x;
+      A* low = lower + k * row.pitch + x;
+      store<A>(up, load(up) + (A(1) - row.weight) * gradient);
+      if (row.weight != A(0)) store<A>(low, load(low) + row.weight * gradient);
+    }
+  }
+}
+
+template <typename A>
+void best_class(const ResizedRow<A>& row, const bool* present, A* best, int32_t* winner) {
+  constexpr int width = kWidth<A>;
+  for (int64_t x = 0; x < row.count; x += width) {
+    Vector<A> leader = broadcast(-A(__builtin_inf()));
+    typename Simd<A>::Bits label = {};
+    for (int64_t k = 0; k < row.classes; ++k) {
+      if (present && !present[k]) continue;
+      const Vector<A> logit = resized(row, k, x);
+      const auto wins = displaces(logit, leader);
+      leader = wins ? logit : leader;
+      label = wins ? typename Simd<A>::Bits{} + static_cast<int32_t>(k) : label;
+    }
+    store<A>(best + x, leader);
+    for (int lane = 0; lane < width; ++lane) winner[x + lane] = static_cast<int32_t>(label[lane]);
+  }
+}
+
+template <typename A>
+const LossKernels<A>& loss_kernels() {
+  static constexpr LossKernels<A> kernels = {widen<A>, softmax<A>, log_probability_row<A>, blp<A>, spread<A>,
+                                             best_class<A>};
+  return kernels;
+}
+
+template const LossKernels<float>& loss_kernels<float>();
+template const LossKernels<double>& loss_kernels<double>();
+
+}  // namespace blpseg::BLPSEG_CAPABILITY

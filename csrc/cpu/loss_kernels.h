@@ -1,0 +1,11 @@
+// The losses' kernels, as compiled for each capability of the CPU that this build knows.
+#pragma once
+
+#include "capability.h"
+#include "resized_row.h"
+
+namespace blpseg {
+
+BLPSEG_VARIANTS(LossKernels, loss_kernels)
+
+}  // namespace blpseg
