@@ -142,33 +142,23 @@ class BLPSeg(nn.Module):
             self-training.
 
         Raises:
-            TypeError, ValueError: See :func:`blpseg_ops.blp_loss`.
+            TypeError, ValueError: See :func:`blpseg_ops.blp_objective`.
         """
         seg, annotation = self.logits(images)
-        pseudo = None
-        if self_training:
-            pseudo = blpseg_ops.pseudo_labels(
-                seg,
-                target,
-                class_present,
-                threshold=self.threshold,
-                ignore_index=self.ignore_index,
-            )
+        objective = blpseg_ops.blp_objective(
+            seg,
+            annotation,
+            target,
+            gamma=self.gamma,
+            unlabeled_weight=self.unlabeled_weight,
+            class_present=class_present if self_training else None,
+            threshold=self.threshold,
+            ignore_index=self.ignore_index,
+        )
         return {
-            "blp": blpseg_ops.blp_loss(
-                seg,
-                annotation.detach(),
-                target if pseudo is None else pseudo,
-                gamma=self.gamma,
-                ignore_index=self.ignore_index,
-            ),
-            "annotation": blpseg_ops.annotation_loss(
-                annotation,
-                target,
-                unlabeled_weight=self.unlabeled_weight,
-                ignore_index=self.ignore_index,
-            ),
-            "pseudo_labels": pseudo,
+            "blp": objective.blp_loss,
+            "annotation": objective.annotation_loss,
+            "pseudo_labels": objective.pseudo_labels,
         }
 
 

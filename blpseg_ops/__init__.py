@@ -1,25 +1,32 @@
 """Kernels for scribble-supervised segmentation (BLPSeg, IEEE TIP 2023), with autograd.
 
-Ops: ``lam``, ``blp_loss``, ``annotation_loss``, ``pseudo_labels``, ``upsample_argmax``. Modules:
-``LocalAggregation``, ``BLPLoss``. ``reference`` holds a plain PyTorch twin of every op. Needs torch
-alone; ``python -m blpseg_ops`` tells which kernels are built and which backend each op takes.
+Ops: ``lam``, ``blp_loss``, ``annotation_loss``, ``pseudo_labels``, ``blp_objective`` (the three
+before it in one call), ``upsample_argmax``. Modules: ``LocalAggregation``, ``BLPLoss``.
+``reference`` holds a plain PyTorch twin of every op; under ``checked_targets`` targets are looked
+at on GPUs too. Needs torch alone; ``python -m blpseg_ops`` tells which kernels are built and which
+backend each op takes.
 """
 
 from blpseg_ops import reference
+from blpseg_ops._checks import checked_targets
 from blpseg_ops._version import __version__
 from blpseg_ops.modules import BLPLoss, LocalAggregation
 from blpseg_ops.ops.annotation_loss import annotation_loss
 from blpseg_ops.ops.blp_loss import blp_loss
+from blpseg_ops.ops.blp_objective import BLPObjective, blp_objective
 from blpseg_ops.ops.lam import lam
 from blpseg_ops.ops.pseudo_labels import pseudo_labels
 from blpseg_ops.ops.upsample_argmax import upsample_argmax
 
 __all__ = [
     "BLPLoss",
+    "BLPObjective",
     "LocalAggregation",
     "__version__",
     "annotation_loss",
     "blp_loss",
+    "blp_objective",
+    "checked_targets",
     "lam",
     "pseudo_labels",
     "reference",

@@ -2,15 +2,20 @@
 
 Shapes, dtypes and numbers are checked in the public functions, before dispatch, so that every
 backend refuses the same things in the same words. Values of a target can only be read where the
-data are; kernels call :func:`target_values` themselves.
+data are, so each implementation looks at them itself, in the words of :func:`target_values`; under
+:func:`checked_targets` the public functions look as well, on any device.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 import torch
 from torch import Tensor
+
+_checked: ContextVar[bool] = ContextVar("blpseg_checked_targets", default=False)
 
 _TARGET_DTYPES = (torch.uint8, torch.int16, torch.int32, torch.int64)
 
@@ -63,8 +68,27 @@ def same_grid(op: str, name: str, value: Tensor, other_name: str, other: Tensor)
         )
 
 
-def target(op: str, value: Tensor, logits_name: str, logits: Tensor) -> None:
-    """Refuse what is not a label map [N, H, W] for these logits."""
+def both_logits(op: str, seg_logits: Tensor, annotation_logits: Tensor) -> None:
+    """Refuse what are not logits [N, K, h, w] of classes and [N, K + 1, h, w] of annotation."""
+    maps(op, "seg_logits", seg_logits, "[N, K, h, w]")
+    maps(op, "annotation_logits", annotation_logits, "[N, K + 1, h, w]")
+    same_dtype(op, "annotation_logits", annotation_logits, "seg_logits", seg_logits)
+    same_grid(op, "annotation_logits", annotation_logits, "seg_logits", seg_logits)
+    channels = seg_logits.shape[1] + 1
+    if annotation_logits.shape[1] != channels:
+        raise ValueError(
+            f"{op}: annotation_logits must have K + 1 = {channels} channels, one more than "
+            f"seg_logits, got {annotation_logits.shape[1]}"
+        )
+
+
+def target(
+    op: str, value: Tensor, logits_name: str, logits: Tensor, classes: int, ignore: int
+) -> None:
+    """Refuse what is not a label map [N, H, W] for these logits, and an ignore_index that is used.
+
+    Its values are looked at under :func:`checked_targets` alone.
+    """
     tensor(op, "target", value)
     if value.dim() != 3 or 0 in value.shape[1:]:
         raise ValueError(f"{op}: target must have shape [N, H, W], got {list(value.shape)}")
@@ -77,23 +101,23 @@ def target(op: str, value: Tensor, logits_name: str, logits: Tensor) -> None:
             f"{op}: target must have the batch size of {logits_name}, {logits.shape[0]}, "
             f"got {value.shape[0]}"
         )
-
-
-def ignore_index(op: str, value: int, classes: int) -> None:
-    """Refuse an ignore_index that is a class or the unlabelled mark."""
-    if 0 <= value <= classes:
+    if 0 <= ignore <= classes:
         raise ValueError(
             f"{op}: ignore_index must lie outside 0..{classes} (the classes and {classes}, "
-            f"unlabelled), got {value}"
+            f"unlabelled), got {ignore}"
         )
+    if not torch.compiler.is_compiling() and _checked.get():
+        target_values(op, value, classes, ignore)
 
 
 def target_values(op: str, value: Tensor, classes: int, ignore: int) -> None:
     """Refuse a target with a value that is no class, not unlabelled and not to be ignored.
 
-    On the CPU only: elsewhere looking would wait for the device.
+    Looks on the CPU, and under :func:`checked_targets` on every device that has values.
     """
-    if value.device.type != "cpu" or torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or value.is_meta:
+        return
+    if value.device.type != "cpu" and not _checked.get():
         return
     labels = value.long()  # a uint8 can't be compared with what it can't hold
     wrong = labels[((labels < 0) | (labels > classes)) & (labels != ignore)]
@@ -102,6 +126,47 @@ def target_values(op: str, value: Tensor, classes: int, ignore: int) -> None:
             f"{op}: target must hold 0..{classes - 1} (a class), {classes} (unlabelled) or "
             f"{ignore} (ignore), got {int(wrong[0])}"
         )
+
+
+@contextmanager
+def checked_targets() -> Iterator[None]:
+    """Look at every target's values before a loss or pseudo labels are computed, on any device.
+
+    On the CPU that is always done. On a GPU looking waits for the device, so without this a wrong
+    value meets a device assertion in the kernel, as in torch's cross_entropy: an error that comes
+    late, names no value and leaves the process without a working device. Under this it is a
+    ValueError that names the value::
+
+        with blpseg_ops.checked_targets():
+            loss = blpseg_ops.blp_loss(seg_logits, annotation_logits, target)
+
+    Serves as a decorator, ``@blpseg_ops.checked_targets()``, as well. Holds for the thread (or
+    asyncio task) that enters it; compiled graphs and CUDA graphs take no notice of it.
+    """
+    before = _checked.set(True)
+    try:
+        yield
+    finally:
+        _checked.reset(before)
+
+
+def class_present(op: str, value: Tensor, seg_logits: Tensor) -> None:
+    """Refuse what is not a bool for every image and class."""
+    tensor(op, "class_present", value)
+    if value.dtype != torch.bool:
+        raise TypeError(f"{op}: class_present must be torch.bool, got {value.dtype}")
+    if value.shape != seg_logits.shape[:2]:
+        raise ValueError(
+            f"{op}: class_present must have shape [N, K] = {list(seg_logits.shape[:2])}, "
+            f"got {list(value.shape)}"
+        )
+    same_device(op, "class_present", value, "seg_logits", seg_logits)
+
+
+def threshold(op: str, value: float) -> None:
+    """Refuse what is not a probability."""
+    if not 0 <= value <= 1:
+        raise ValueError(f"{op}: threshold must be in 0..1, got {value}")
 
 
 def positive(op: str, name: str, value: float) -> None:

@@ -31,6 +31,16 @@ for _schema in (
     " Tensor weight_sum, float unlabeled_weight, int ignore_index) -> Tensor",
     "pseudo_labels(Tensor seg_logits, Tensor target, Tensor class_present, float threshold,"
     " int ignore_index) -> Tensor",
+    # Both losses' weight sums, [N] and []; pseudo_labels [N, H, W], or [0] without class_present.
+    "blp_objective(Tensor seg_logits, Tensor annotation_logits, Tensor target,"
+    " Tensor? class_present, float gamma, float unlabeled_weight, float threshold,"
+    " int ignore_index) -> (Tensor blp_loss, Tensor annotation_loss, Tensor blp_weight_sum,"
+    " Tensor annotation_weight_sum, Tensor pseudo_labels)",
+    # blp_target: the target, or the pseudo labels.
+    "blp_objective_backward(Tensor grad_blp_loss, Tensor grad_annotation_loss, Tensor seg_logits,"
+    " Tensor annotation_logits, Tensor blp_target, Tensor target, Tensor blp_weight_sum,"
+    " Tensor annotation_weight_sum, float gamma, float unlabeled_weight, int ignore_index)"
+    " -> (Tensor grad_seg_logits, Tensor grad_annotation_logits)",
     "upsample_argmax(Tensor logits, SymInt[2] size) -> Tensor",
 ):
     LIBRARY.define(_schema, tags=(torch.Tag.pt2_compliant_tag,))

@@ -12,7 +12,14 @@ from blpseg_ops import _native
 
 REFERENCE = "reference"
 AUTO = "auto"
-OPS = ("lam", "blp_loss", "annotation_loss", "pseudo_labels", "upsample_argmax")
+OPS = (
+    "lam",
+    "blp_loss",
+    "annotation_loss",
+    "pseudo_labels",
+    "blp_objective",
+    "upsample_argmax",
+)
 
 _kernels: dict[tuple[str, str], str] = {}  # (op, device type) -> name of its compiled kernel
 

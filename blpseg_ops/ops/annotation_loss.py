@@ -41,7 +41,8 @@ def annotation_loss(
     Raises:
         TypeError: An input is not a tensor or has the wrong dtype.
         ValueError: A shape, device, number or backend does not fit; or, on the CPU, a value of the
-            target is none of those above.
+            target is none of those above. On CUDA such a value is a device assertion, as in torch's
+            cross_entropy, or this error under :func:`blpseg_ops.checked_targets`.
 
     Source: Wang et al. 2023 (IEEE TIP 32), annotation branch.
     """
@@ -49,9 +50,10 @@ def annotation_loss(
     classes = annotation_logits.shape[1] - 1
     if classes < 1:
         raise ValueError("annotation_loss: annotation_logits must have K + 1 >= 2 channels, got 1")
-    _checks.target("annotation_loss", target, "annotation_logits", annotation_logits)
+    _checks.target(
+        "annotation_loss", target, "annotation_logits", annotation_logits, classes, ignore_index
+    )
     _checks.not_negative("annotation_loss", "unlabeled_weight", unlabeled_weight)
-    _checks.ignore_index("annotation_loss", ignore_index, classes)
     if backends.use_reference("annotation_loss", annotation_logits.device.type, backend):
         return reference.annotation_loss(
             annotation_logits, target, unlabeled_weight=unlabeled_weight, ignore_index=ignore_index

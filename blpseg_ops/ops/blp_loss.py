@@ -49,23 +49,15 @@ def blp_loss(
     Raises:
         TypeError: An input is not a tensor or has the wrong dtype.
         ValueError: A shape, device, number or backend does not fit; or, on the CPU, a value of the
-            target is none of those above.
+            target is none of those above. On CUDA such a value is a device assertion, as in torch's
+            cross_entropy, or this error under :func:`blpseg_ops.checked_targets`.
 
     Source: Wang et al. 2023 (IEEE TIP 32), BLP loss.
     """
-    _checks.maps("blp_loss", "seg_logits", seg_logits, "[N, K, h, w]")
-    _checks.maps("blp_loss", "annotation_logits", annotation_logits, "[N, K + 1, h, w]")
-    _checks.same_dtype("blp_loss", "annotation_logits", annotation_logits, "seg_logits", seg_logits)
-    _checks.same_grid("blp_loss", "annotation_logits", annotation_logits, "seg_logits", seg_logits)
+    _checks.both_logits("blp_loss", seg_logits, annotation_logits)
     classes = seg_logits.shape[1]
-    if annotation_logits.shape[1] != classes + 1:
-        raise ValueError(
-            f"blp_loss: annotation_logits must have K + 1 = {classes + 1} channels, one more than "
-            f"seg_logits, got {annotation_logits.shape[1]}"
-        )
-    _checks.target("blp_loss", target, "seg_logits", seg_logits)
+    _checks.target("blp_loss", target, "seg_logits", seg_logits, classes, ignore_index)
     _checks.not_negative("blp_loss", "gamma", gamma)
-    _checks.ignore_index("blp_loss", ignore_index, classes)
     if backends.use_reference("blp_loss", seg_logits.device.type, backend):
         return reference.blp_loss(
             seg_logits, annotation_logits, target, gamma=gamma, ignore_index=ignore_index

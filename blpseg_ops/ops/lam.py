@@ -82,9 +82,12 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
     features, values, *ctx.numbers = inputs
     ctx.save_for_backward(features, values, *output)
     ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)
 
 
-def _backward(ctx: Any, grad_output: Tensor, _: None) -> tuple[Tensor | None, ...]:
+def _backward(ctx: Any, grad_output: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
+    if grad_output is None:  # behind a blp_objective of which only the annotation loss is used
+        return None, None, None, None, None
     grads = torch.ops.blpseg.lam_backward(grad_output, *ctx.saved_tensors, *ctx.numbers)
     return *grads, None, None, None
 

@@ -39,27 +39,16 @@ def pseudo_labels(
     Raises:
         TypeError: An input is not a tensor or has the wrong dtype.
         ValueError: A shape, device, number or backend does not fit; or, on the CPU, a value of the
-            target is none of those above.
+            target is none of those above. On CUDA such a value is a device assertion, as in torch's
+            cross_entropy, or this error under :func:`blpseg_ops.checked_targets`.
 
     Source: Wang et al. 2023 (IEEE TIP 32), self-training.
     """
     _checks.maps("pseudo_labels", "seg_logits", seg_logits, "[N, K, h, w]")
     classes = seg_logits.shape[1]
-    _checks.target("pseudo_labels", target, "seg_logits", seg_logits)
-    _checks.tensor("pseudo_labels", "class_present", class_present)
-    if class_present.dtype != torch.bool:
-        raise TypeError(
-            f"pseudo_labels: class_present must be torch.bool, got {class_present.dtype}"
-        )
-    if class_present.shape != seg_logits.shape[:2]:
-        raise ValueError(
-            f"pseudo_labels: class_present must have shape [N, K] = {list(seg_logits.shape[:2])}, "
-            f"got {list(class_present.shape)}"
-        )
-    _checks.same_device("pseudo_labels", "class_present", class_present, "seg_logits", seg_logits)
-    if not 0 <= threshold <= 1:
-        raise ValueError(f"pseudo_labels: threshold must be in 0..1, got {threshold}")
-    _checks.ignore_index("pseudo_labels", ignore_index, classes)
+    _checks.target("pseudo_labels", target, "seg_logits", seg_logits, classes, ignore_index)
+    _checks.class_present("pseudo_labels", class_present, seg_logits)
+    _checks.threshold("pseudo_labels", threshold)
     if backends.use_reference("pseudo_labels", seg_logits.device.type, backend):
         return reference.pseudo_labels(
             seg_logits.detach(),

@@ -11,8 +11,16 @@ Segmentation", IEEE TIP 32, 2023.
 
 from blpseg_ops.reference.annotation_loss import annotation_loss
 from blpseg_ops.reference.blp_loss import blp_loss
+from blpseg_ops.reference.blp_objective import blp_objective
 from blpseg_ops.reference.lam import lam
 from blpseg_ops.reference.pseudo_labels import pseudo_labels
 from blpseg_ops.reference.upsample_argmax import upsample_argmax
 
-__all__ = ["annotation_loss", "blp_loss", "lam", "pseudo_labels", "upsample_argmax"]
+__all__ = [
+    "annotation_loss",
+    "blp_loss",
+    "blp_objective",
+    "lam",
+    "pseudo_labels",
+    "upsample_argmax",
+]

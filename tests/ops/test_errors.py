@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 import blpseg_ops
+from blpseg_ops import _checks
 
 F = torch.zeros(2, 4, 3, 5)  # features
 V = torch.zeros(2, 3, 3, 5)  # values, or logits of 3 classes
@@ -26,6 +28,7 @@ def _with(tensor: torch.Tensor, value: int) -> torch.Tensor:
 
 lam, blp, ann = blpseg_ops.lam, blpseg_ops.blp_loss, blpseg_ops.annotation_loss
 pseudo, argmax = blpseg_ops.pseudo_labels, blpseg_ops.upsample_argmax
+objective = blpseg_ops.blp_objective
 
 CASES: list[tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any], type[Exception], str]] = [
     (lam, ([1.0], V), {}, TypeError, "lam: features must be a torch.Tensor, got list"),
@@ -220,6 +223,91 @@ CASES: list[tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any], type[Exce
         "pseudo_labels: threshold must be in 0..1, got 1.5",
     ),
     (
+        objective,
+        (V, V, T),
+        {},
+        ValueError,
+        "blp_objective: annotation_logits must have K + 1 = 4 channels, one more than seg_logits, "
+        "got 3",
+    ),
+    (
+        objective,
+        (V, A, T[:1]),
+        {},
+        ValueError,
+        "blp_objective: target must have the batch size of seg_logits, 2, got 1",
+    ),
+    (
+        objective,
+        (V, A, _with(T, 77)),
+        {},
+        ValueError,
+        "blp_objective: target must hold 0..2 (a class), 3 (unlabelled) or 255 (ignore), got 77",
+    ),
+    (
+        objective,
+        (V, A, _with(T, 9)),
+        {"class_present": P},
+        ValueError,
+        "blp_objective: target must hold 0..2 (a class), 3 (unlabelled) or 255 (ignore), got 9",
+    ),
+    (
+        objective,
+        (V, A, T),
+        {"gamma": float("nan")},
+        ValueError,
+        "blp_objective: gamma must be a finite number >= 0, got nan",
+    ),
+    (
+        objective,
+        (V, A, T),
+        {"unlabeled_weight": -1},
+        ValueError,
+        "blp_objective: unlabeled_weight must be a finite number >= 0, got -1",
+    ),
+    (
+        objective,
+        (V, A, T),
+        {"class_present": P.tolist()},
+        TypeError,
+        "blp_objective: class_present must be a torch.Tensor, got list",
+    ),
+    (
+        objective,
+        (V, A, T),
+        {"class_present": P.int()},
+        TypeError,
+        "blp_objective: class_present must be torch.bool, got torch.int32",
+    ),
+    (
+        objective,
+        (V, A, T),
+        {"class_present": P[:1]},
+        ValueError,
+        "blp_objective: class_present must have shape [N, K] = [2, 3], got [1, 3]",
+    ),
+    (
+        objective,
+        (V, A, T),
+        {"threshold": -0.1},
+        ValueError,
+        "blp_objective: threshold must be in 0..1, got -0.1",
+    ),
+    (
+        objective,
+        (V, A, T),
+        {"ignore_index": 0},
+        ValueError,
+        "blp_objective: ignore_index must lie outside 0..3 (the classes and 3, unlabelled), got 0",
+    ),
+    (
+        objective,
+        (V, A, T),
+        {"backend": "fast"},
+        ValueError,
+        "blp_objective: backend must be one of 'auto', ",
+    ),
+    (
         argmax,
         (V[0], (4, 4)),
         {},
@@ -300,3 +388,64 @@ def test_another_ignore_index_is_needed_from_255_classes_on() -> None:
     labels = pseudo(seg, target, torch.ones(1, 255, dtype=torch.bool), ignore_index=-1)
     assert labels.dtype == torch.int32
     assert (labels == -1).all()
+
+
+CHECKED: list[tuple[Callable[..., Any], Callable[[torch.Tensor], tuple[Any, ...]]]] = [
+    (blp, lambda target: (V, A, target)),
+    (ann, lambda target: (A, target)),
+    (pseudo, lambda target: (V, target, P)),
+    (objective, lambda target: (V, A, target)),
+]
+
+
+@pytest.mark.parametrize(("op", "arguments"), CHECKED)
+def test_checked_targets_look_before_dispatch(
+    monkeypatch: pytest.MonkeyPatch,
+    op: Callable[..., Any],
+    arguments: Callable[[torch.Tensor], tuple[Any, ...]],
+) -> None:
+    """As on a device, where the kernel does not say what is wrong."""
+
+    def dispatched(*_: Any) -> None:
+        raise AssertionError("the target was not looked at")
+
+    # A packet keeps what it was asked for as an attribute, so a kernel can be stood in for.
+    monkeypatch.setattr(torch.ops.blpseg, op.__name__, dispatched)
+    text = f"^{op.__name__}: target must hold .*, got 77$"
+    wrong = arguments(_with(T, 77))
+    with pytest.raises(AssertionError, match="not looked at"):
+        op(*wrong)
+    with blpseg_ops.checked_targets(), pytest.raises(ValueError, match=text):
+        op(*wrong)
+    with pytest.raises(ValueError, match=text):
+        blpseg_ops.checked_targets()(op)(*wrong)
+    with pytest.raises(AssertionError, match="not looked at"):
+        op(*wrong)
+
+
+def test_checked_targets_nest_and_end_with_an_error() -> None:
+    def checking() -> bool:
+        return _checks._checked.get()
+
+    with blpseg_ops.checked_targets():
+        with blpseg_ops.checked_targets():
+            assert checking()
+        assert checking()
+        with pytest.raises(KeyError), blpseg_ops.checked_targets():
+            raise KeyError
+        assert checking()
+    assert not checking()
+
+
+def test_checked_targets_hold_for_their_thread_alone() -> None:
+    seen = []
+    thread = threading.Thread(target=lambda: seen.append(_checks._checked.get()))
+    with blpseg_ops.checked_targets():
+        thread.start()
+        thread.join()
+    assert seen == [False]
+
+
+def test_checked_targets_without_values() -> None:
+    with blpseg_ops.checked_targets():
+        assert blp(V.to("meta"), A.to("meta"), T.to("meta")).is_meta

@@ -72,3 +72,31 @@ def test_pseudo_labels(golden_loss: dict[str, Any], backend: str) -> None:
     )
     assert labels.dtype == torch.uint8
     torch.testing.assert_close(labels, g["pseudo_labels"])
+
+
+@pytest.mark.parametrize("pseudo", [False, True])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_blp_objective(golden_loss: dict[str, Any], backend: str, pseudo: bool) -> None:
+    g = golden_loss
+    seg, annotation = g["seg_logits"].requires_grad_(), g["annotation_logits"].requires_grad_()
+    objective = blpseg_ops.blp_objective(
+        seg,
+        annotation,
+        g["target"],
+        gamma=g["gamma"],
+        unlabeled_weight=g["unlabeled_weight"],
+        class_present=g["class_present"] if pseudo else None,
+        threshold=g["threshold"],
+        ignore_index=g["ignore_index"],
+        backend=backend,
+    )
+    (objective.blp_loss + objective.annotation_loss).backward()
+    suffix = "_pseudo" if pseudo else ""
+    assert objective.blp_loss.item() == pytest.approx(g["blp_loss" + suffix], rel=0, abs=1e-10)
+    assert objective.annotation_loss.item() == pytest.approx(g["annotation_loss"], rel=0, abs=1e-10)
+    torch.testing.assert_close(seg.grad, g["grad_seg_logits" + suffix], **EXACT)
+    torch.testing.assert_close(annotation.grad, g["grad_annotation_logits"], **EXACT)
+    if pseudo:
+        torch.testing.assert_close(objective.pseudo_labels, g["pseudo_labels"])
+    else:
+        assert objective.pseudo_labels is None

@@ -92,6 +92,67 @@ def test_annotation_loss_gradcheck(
     assert gradcheck(lambda x: op(x, target), (logits,))
 
 
+@pytest.mark.parametrize("self_training", [False, True])
+@pytest.mark.parametrize("size", [(7, 9), (3, 5), (2, 3)], ids=["up", "equal", "down"])
+def test_blp_objective_agrees_with_autograd(
+    rng: torch.Generator, self_training: bool, size: tuple[int, int]
+) -> None:
+    seg, annotation = _randn(rng, 3, 4, 3, 5), _randn(rng, 3, 5, 3, 5)
+    target = _target(rng, 3, 4, *size)
+    present = torch.ones(3, 4, dtype=torch.bool) if self_training else None
+    grads = []
+    for backend in ("auto", "reference"):
+        logits = seg.clone().requires_grad_(), annotation.clone().requires_grad_()
+        blp, annotated, _ = blpseg_ops.blp_objective(
+            *logits, target, class_present=present, threshold=0.4, backend=backend
+        )
+        grads.append(torch.autograd.grad(1.7 * blp + 0.3 * annotated, logits))
+    torch.testing.assert_close(*grads, rtol=1e-12, atol=1e-14)
+    for grad in grads[0]:
+        assert grad[:-1].abs().amax((1, 2, 3)).min() > 0
+
+
+@pytest.mark.parametrize("wanted", ["seg_logits", "annotation_logits", "both"])
+@pytest.mark.parametrize("used", ["blp_loss", "annotation_loss", "both"])
+@pytest.mark.parametrize("self_training", [False, True])
+def test_each_loss_of_the_objective_trains_its_own_logits(
+    rng: torch.Generator, self_training: bool, used: str, wanted: str
+) -> None:
+    seg, annotation = _randn(rng, 2, 3, 2, 3), _randn(rng, 2, 4, 2, 3)
+    target = _target(rng, 2, 3, 5, 7)
+    present = torch.ones(2, 3, dtype=torch.bool) if self_training else None
+    pseudo = target
+    if present is not None:
+        pseudo = blpseg_ops.pseudo_labels(seg, target, present, threshold=0.4)
+    expected = {}
+    for name, logits, op in (
+        ("seg_logits", seg, lambda x: blpseg_ops.blp_loss(x, annotation.detach(), pseudo)),
+        ("annotation_logits", annotation, lambda x: blpseg_ops.annotation_loss(x, target)),
+    ):
+        twin = logits.clone().requires_grad_()
+        (expected[name],) = torch.autograd.grad(op(twin), twin)
+
+    seg.requires_grad_(wanted != "annotation_logits")
+    annotation.requires_grad_(wanted != "seg_logits")
+    objective = blpseg_ops.blp_objective(
+        seg, annotation, target, class_present=present, threshold=0.4
+    )
+    losses = (
+        (objective.blp_loss, objective.annotation_loss)
+        if used == "both"
+        else (getattr(objective, used),)
+    )
+    sum(losses).backward()
+    for logits, name, loss in (
+        (seg, "seg_logits", "blp_loss"),
+        (annotation, "annotation_logits", "annotation_loss"),
+    ):
+        if wanted in (name, "both") and used in (loss, "both"):
+            torch.testing.assert_close(logits.grad, expected[name], rtol=1e-12, atol=1e-14)
+        else:
+            assert logits.grad is None
+
+
 def test_everything_ignored_is_zero_with_zero_gradient(rng: torch.Generator) -> None:
     seg, annotation = (_randn(rng, 2, k, 2, 2).requires_grad_() for k in (3, 4))
     target = torch.full((2, 5, 5), 255)
@@ -132,6 +193,15 @@ def test_double_backward_is_refused(rng: torch.Generator) -> None:
     (grad,) = torch.autograd.grad(output.sum(), features, create_graph=True)
     with pytest.raises(RuntimeError, match="lam can be differentiated once; for higher"):
         grad.sum().backward()
+
+
+def test_double_backward_of_the_objective_is_refused(rng: torch.Generator) -> None:
+    seg, annotation = (_randn(rng, 1, k, 2, 2).requires_grad_() for k in (3, 4))
+    target = torch.zeros(1, 4, 4, dtype=torch.int64)
+    blp, annotated, _ = blpseg_ops.blp_objective(seg, annotation, target)
+    grads = torch.autograd.grad(blp + annotated, (seg, annotation), create_graph=True)
+    with pytest.raises(RuntimeError, match="blp_objective can be differentiated once; for higher"):
+        (grads[0].sum() + grads[1].sum()).backward()
 
 
 def test_the_reference_has_higher_derivatives(rng: torch.Generator) -> None:

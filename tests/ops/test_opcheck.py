@@ -52,6 +52,21 @@ def _arguments(op: str, dtype: torch.dtype, transposed: bool) -> tuple[Any, ...]
         case "pseudo_labels":
             present = torch.ones(2, 3, dtype=torch.bool)
             return maps(3, False), _target(), present, 0.9, 255
+        case "blp_objective":
+            present = torch.ones(2, 3, dtype=torch.bool)
+            return maps(3), maps(4), _target(), present, 2.0, 0.02, 0.5, 255
+        case "blp_objective, no pseudo labels":
+            return maps(3), maps(4), _target(), None, 2.0, 0.02, 0.5, 255
+        case "blp_objective_backward":
+            tensors = (
+                maps(3, False),
+                maps(4, False),
+                _target(),
+                _target(),
+                torch.ones(2, dtype=wide),
+                one,
+            )
+            return one, one, *tensors, 2.0, 0.02, 255
         case "upsample_argmax":
             return maps(3, False), [7, 9]
     raise AssertionError(op)
@@ -65,6 +80,8 @@ OPS = (
     "annotation_loss",
     "annotation_loss_backward",
     "pseudo_labels",
+    "blp_objective",
+    "blp_objective_backward",
     "upsample_argmax",
 )
 
@@ -78,11 +95,11 @@ def test_every_operator_is_checked() -> None:
     assert defined == set(OPS)
 
 
-@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("op", [*OPS, "blp_objective, no pseudo labels"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("transposed", [False, True], ids=["contiguous", "transposed"])
 def test_opcheck(op: str, dtype: torch.dtype, transposed: bool) -> None:
-    packet = getattr(torch.ops.blpseg, op).default
+    packet = getattr(torch.ops.blpseg, op.partition(",")[0]).default
     result = opcheck(packet, _arguments(op, dtype, transposed))
     assert set(result.values()) == {"SUCCESS"}
 
@@ -107,3 +124,23 @@ def test_compiles_into_one_graph() -> None:
     )
     compiled = torch.compile(step, backend="aot_eager", fullgraph=True)
     torch.testing.assert_close(compiled(*arguments), step(*arguments))
+
+
+@pytest.mark.parametrize("self_training", [False, True])
+def test_the_objective_compiles_into_one_graph(self_training: bool) -> None:
+    def losses(seg: Tensor, annotation: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        present = torch.ones(seg.shape[:2], dtype=torch.bool) if self_training else None
+        objective = blpseg_ops.blp_objective(
+            seg, annotation, target, class_present=present, threshold=0.5
+        )
+        assert (objective.pseudo_labels is not None) == self_training
+        return objective.blp_loss, objective.annotation_loss
+
+    logits = _maps(3, torch.float32, False), _maps(4, torch.float32, False)
+    compiled = torch.compile(losses, backend="aot_eager", fullgraph=True)
+    with blpseg_ops.checked_targets():  # of which a compiled graph takes no notice
+        results = compiled(*logits, _target())
+    expected = losses(*logits, _target())
+    torch.testing.assert_close(results, expected)
+    grads = torch.autograd.grad(sum(results), logits)
+    torch.testing.assert_close(grads, torch.autograd.grad(sum(expected), logits))

@@ -1,0 +1,195 @@
+"""``blp_objective``: both losses of a training step, and the pseudo labels, in one call."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from blpseg_ops import _checks, backends, reference
+from blpseg_ops.ops._register import register
+from blpseg_ops.reference.blp_objective import (
+    BLPObjective,
+    blp_objective_backward,
+    blp_objective_forward,
+)
+from blpseg_ops.reference.resize import accumulate_dtype
+
+
+def blp_objective(
+    seg_logits: Tensor,  # [N, K, h, w]
+    annotation_logits: Tensor,  # [N, K + 1, h, w]
+    target: Tensor,  # [N, H, W]
+    *,
+    gamma: float = 2.0,
+    unlabeled_weight: float = 0.02,
+    class_present: Tensor | None = None,  # [N, K] bool
+    threshold: float = 0.9,
+    ignore_index: int = 255,
+    backend: str = "auto",
+) -> BLPObjective:
+    """What a training step needs: :func:`blp_loss` and :func:`annotation_loss`, in one pass.
+
+    With ``class_present``, the step is one of self-training: :func:`pseudo_labels` are made from
+    seg_logits and the target, and the BLP loss takes them as its target. The annotation loss takes
+    the target itself, since pseudo labels say nothing of where people annotate.
+
+    The BLP loss gives a gradient to ``seg_logits`` only, the annotation loss to
+    ``annotation_logits`` only, so that the sum of both trains each once. Under autocast logits are
+    taken in float32.
+
+    Args:
+        seg_logits: [N, K, h, w], floating point.
+        annotation_logits: [N, K + 1, h, w], the dtype and device of seg_logits; channel K is
+            "nobody annotates here".
+        target: [N, H, W], uint8, int16, int32 or int64: 0..K-1 a class, K unlabelled, ignore_index.
+        gamma: Exponent of the BLP weight, >= 0.
+        unlabeled_weight: Weight of unlabelled pixels in the annotation loss, >= 0.
+        class_present: [N, K] bool, the classes that each image's scribbles name; None to learn from
+            the target alone.
+        threshold: Least probability of a pseudo label, 0..1.
+        ignore_index: Value of pixels to leave out, and of those without a pseudo label; outside
+            0..K.
+        backend: "auto", "reference", or the name of a kernel that the device has.
+
+    Returns:
+        A named tuple: ``blp_loss`` and ``annotation_loss``, scalars, float64 for float64 logits,
+        else float32; ``pseudo_labels``, [N, H, W], uint8 where K and ignore_index fit, else int32,
+        or None without class_present.
+
+    Raises:
+        TypeError: An input is not a tensor or has the wrong dtype.
+        ValueError: A shape, device, number or backend does not fit; or, on the CPU, a value of the
+            target is none of those above. On CUDA such a value is a device assertion, as in torch's
+            cross_entropy, or this error under :func:`blpseg_ops.checked_targets`.
+
+    Source: Wang et al. 2023 (IEEE TIP 32), the training objective and self-training.
+    """
+    _checks.both_logits("blp_objective", seg_logits, annotation_logits)
+    classes = seg_logits.shape[1]
+    _checks.target("blp_objective", target, "seg_logits", seg_logits, classes, ignore_index)
+    _checks.not_negative("blp_objective", "gamma", gamma)
+    _checks.not_negative("blp_objective", "unlabeled_weight", unlabeled_weight)
+    if class_present is not None:
+        _checks.class_present("blp_objective", class_present, seg_logits)
+    _checks.threshold("blp_objective", threshold)
+    if backends.use_reference("blp_objective", seg_logits.device.type, backend):
+        return reference.blp_objective(
+            seg_logits,
+            annotation_logits,
+            target,
+            gamma=gamma,
+            unlabeled_weight=unlabeled_weight,
+            class_present=class_present,
+            threshold=threshold,
+            ignore_index=ignore_index,
+        )
+    blp_loss, annotation_loss, _, _, labels = torch.ops.blpseg.blp_objective(
+        seg_logits,
+        annotation_logits,
+        target,
+        class_present,
+        gamma,
+        unlabeled_weight,
+        threshold,
+        ignore_index,
+    )
+    return BLPObjective(blp_loss, annotation_loss, None if class_present is None else labels)
+
+
+def _fake(
+    seg_logits: Tensor,
+    annotation_logits: Tensor,
+    target: Tensor,
+    class_present: Tensor | None,
+    gamma: float,
+    unlabeled_weight: float,
+    threshold: float,
+    ignore_index: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    n, classes = seg_logits.shape[:2]
+    dtype = accumulate_dtype(seg_logits.dtype)
+    blp_loss, annotation_loss, annotation_weight_sum = (
+        seg_logits.new_empty((), dtype=dtype) for _ in range(3)
+    )
+    labels = target.new_empty(
+        (0,) if class_present is None else target.shape,
+        dtype=_checks.label_dtype(classes, ignore_index),
+    )
+    blp_weight_sum = seg_logits.new_empty(n, dtype=dtype)
+    return blp_loss, annotation_loss, blp_weight_sum, annotation_weight_sum, labels
+
+
+def _fake_backward(
+    grad_blp_loss: Tensor,
+    grad_annotation_loss: Tensor,
+    seg_logits: Tensor,
+    annotation_logits: Tensor,
+    *_: Any,
+) -> tuple[Tensor, Tensor]:
+    return (
+        seg_logits.new_empty(seg_logits.shape),
+        annotation_logits.new_empty(annotation_logits.shape),
+    )
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    seg_logits, annotation_logits, target, class_present, *numbers = inputs
+    ctx.gamma, ctx.unlabeled_weight, _, ctx.ignore_index = numbers
+    _, _, blp_weight_sum, annotation_weight_sum, labels = output
+    blp_target = target if class_present is None else labels
+    ctx.save_for_backward(
+        seg_logits, annotation_logits, blp_target, target, blp_weight_sum, annotation_weight_sum
+    )
+    ctx.mark_non_differentiable(blp_weight_sum, annotation_weight_sum, labels)
+    ctx.set_materialize_grads(False)  # a loss that nobody uses shall cost nothing
+
+
+def _backward(
+    ctx: Any, grad_blp_loss: Tensor | None, grad_annotation_loss: Tensor | None, *_: None
+) -> tuple[Tensor | None, ...]:
+    seg_logits, annotation_logits, blp_target, target, blp_sum, annotation_sum = ctx.saved_tensors
+    grad_seg = grad_annotation = None
+    seg = ctx.needs_input_grad[0] and grad_blp_loss is not None
+    annotation = ctx.needs_input_grad[1] and grad_annotation_loss is not None
+    if seg and annotation:
+        grad_seg, grad_annotation = torch.ops.blpseg.blp_objective_backward(
+            grad_blp_loss,
+            grad_annotation_loss,
+            *ctx.saved_tensors,
+            ctx.gamma,
+            ctx.unlabeled_weight,
+            ctx.ignore_index,
+        )
+    elif seg:
+        grad_seg = torch.ops.blpseg.blp_loss_backward(
+            grad_blp_loss,
+            seg_logits,
+            annotation_logits,
+            blp_target,
+            blp_sum,
+            ctx.gamma,
+            ctx.ignore_index,
+        )
+    elif annotation:
+        grad_annotation = torch.ops.blpseg.annotation_loss_backward(
+            grad_annotation_loss,
+            annotation_logits,
+            target,
+            annotation_sum,
+            ctx.unlabeled_weight,
+            ctx.ignore_index,
+        )
+    return grad_seg, grad_annotation, None, None, None, None, None, None
+
+
+register(
+    "blp_objective",
+    fallback=blp_objective_forward,
+    fake=_fake,
+    backward=_backward,
+    setup_context=_setup_context,
+    autocast_to_float32=True,
+)
+register("blp_objective_backward", fallback=blp_objective_backward, fake=_fake_backward)
