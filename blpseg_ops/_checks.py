@@ -8,9 +8,11 @@ data are, so each implementation looks at them itself, in the words of :func:`ta
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -126,6 +128,21 @@ def target_values(op: str, value: Tensor, classes: int, ignore: int) -> None:
             f"{op}: target must hold 0..{classes - 1} (a class), {classes} (unlabelled) or "
             f"{ignore} (ignore), got {int(wrong[0])}"
         )
+
+
+def call(operator: Callable[..., Any], *arguments: object) -> Any:
+    """Call an operator whose kernel looks at a target's values.
+
+    torch makes a RuntimeError of whatever a C++ kernel throws; here it is :func:`target_values`'s
+    ValueError again.
+    """
+    try:
+        return operator(*arguments)
+    except RuntimeError as error:
+        refused = re.search(r"\w+: target must hold .*, got -?\d+", str(error))
+        if refused is None:
+            raise
+        raise ValueError(refused[0]) from None
 
 
 @contextmanager

@@ -30,8 +30,8 @@ def register(op: str, device_type: str, name: str) -> None:
 
 
 if _native.CPU_PROBLEM is None:
-    register("lam", "cpu", "cpp")
-    register("upsample_argmax", "cpu", "cpp")
+    for _op in OPS:
+        register(_op, "cpu", "cpp")
 if _native.CUDA_PROBLEM is None:
     register("upsample_argmax", "cuda", "cuda")
 

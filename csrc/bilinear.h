@@ -24,8 +24,8 @@ struct Tap {
 //
 // The source position is (index + 1/2) * in / out - 1/2. As the fraction
 // ((2 index + 1) in - out) / (2 out) it is exact in integers; only the weight is rounded, once,
-// where the usual floating-point product loses digits as positions grow. Past the centre of the last
-// input pixel there is nothing to blend: the weight is 0.
+// where the usual floating-point product loses digits as positions grow. Past the centre of the
+// last input pixel there is nothing to blend: the weight is 0.
 template <typename T>
 BLPSEG_HOST_DEVICE inline Tap<T> tap(int64_t index, int64_t in, int64_t out) {
   const int64_t position = (2 * index + 1) * in - out;  // in units of 1 / (2 out) input pixels

@@ -1,8 +1,8 @@
 // The arithmetic of a pixel in the losses, written once for host and device: the softmax of its
 // resized logits, its cross entropy, its BLP weight.
 //
-// All of it works on Vector<A>: as many pixels as the CPU's vectors hold (cpu/simd.h), or one on the
-// device (cuda/elementary.h), in the namespace of either.
+// All of it works on Vector<A>: as many pixels as the CPU's vectors hold (cpu/simd.h), or one on
+// the device (cuda/elementary.h), in the namespace of either.
 #pragma once
 
 #if defined(__CUDACC__)
@@ -19,7 +19,8 @@ struct Softmax {
   Vector<A> maximum, sum;
 };
 
-// Least, not -inf: a class may be ruled out by a logit of -inf, whose difference has to be a number.
+// Least, not -inf: a class may be ruled out by a logit of -inf, whose difference has to be a
+// number.
 template <typename A>
 BLPSEG_INLINE Softmax<A> no_classes() {
   return {broadcast<A>(Simd<A>::kLeast), broadcast<A>(A(0))};

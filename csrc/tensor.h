@@ -39,10 +39,11 @@ void dispatch_floating(const char* op, const char* argument, ScalarType dtype, F
   }
 }
 
-// Label maps are uint8 where the number of classes fits, int32 where it does not; the same rule
-// stands in blpseg_ops/_checks.py. Calls visit(T{}) with that type.
-inline ScalarType label_dtype(int64_t classes) {
-  return classes <= 255 ? ScalarType::Byte : ScalarType::Int;
+// Label maps are uint8 where the number of classes and the value of ignored pixels fit, int32 where
+// they do not; the same rule stands in blpseg_ops/_checks.py. Calls visit(T{}) with that type.
+inline ScalarType label_dtype(int64_t classes, int64_t ignore_index = 0) {
+  const bool fits = classes <= 255 && 0 <= ignore_index && ignore_index <= 255;
+  return fits ? ScalarType::Byte : ScalarType::Int;
 }
 
 template <typename F>

@@ -58,8 +58,8 @@ def annotation_loss(
         return reference.annotation_loss(
             annotation_logits, target, unlabeled_weight=unlabeled_weight, ignore_index=ignore_index
         )
-    loss: Tensor = torch.ops.blpseg.annotation_loss(
-        annotation_logits, target, unlabeled_weight, ignore_index
+    loss: Tensor = _checks.call(
+        torch.ops.blpseg.annotation_loss, annotation_logits, target, unlabeled_weight, ignore_index
     )[0]
     return loss
 

@@ -62,8 +62,8 @@ def blp_loss(
         return reference.blp_loss(
             seg_logits, annotation_logits, target, gamma=gamma, ignore_index=ignore_index
         )
-    loss: Tensor = torch.ops.blpseg.blp_loss(
-        seg_logits, annotation_logits, target, gamma, ignore_index
+    loss: Tensor = _checks.call(
+        torch.ops.blpseg.blp_loss, seg_logits, annotation_logits, target, gamma, ignore_index
     )[0]
     return loss
 

@@ -85,7 +85,8 @@ def blp_objective(
             threshold=threshold,
             ignore_index=ignore_index,
         )
-    blp_loss, annotation_loss, _, _, labels = torch.ops.blpseg.blp_objective(
+    blp_loss, annotation_loss, _, _, labels = _checks.call(
+        torch.ops.blpseg.blp_objective,
         seg_logits,
         annotation_logits,
         target,

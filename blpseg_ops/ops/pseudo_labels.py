@@ -57,8 +57,13 @@ def pseudo_labels(
             threshold=threshold,
             ignore_index=ignore_index,
         )
-    labels: Tensor = torch.ops.blpseg.pseudo_labels(
-        seg_logits.detach(), target, class_present, threshold, ignore_index
+    labels: Tensor = _checks.call(
+        torch.ops.blpseg.pseudo_labels,
+        seg_logits.detach(),
+        target,
+        class_present,
+        threshold,
+        ignore_index,
     )
     return labels
 

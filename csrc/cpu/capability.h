@@ -20,37 +20,37 @@ std::string cpu_capability_name();
 // Throws std::invalid_argument for a name that is not among cpu_capabilities().
 void set_cpu_capability(const std::string& name);
 
-// Declares a table of kernels, get<A>() in the namespace of each capability that this build knows (A
-// is float or double), and defines get<A>(capability), which chooses among them.
+// Declares a table of kernels, get<A>() in the namespace of each capability that this build knows
+// (A is float or double), and defines get<A>(capability), which chooses among them.
 #ifdef __x86_64__
-#define BLPSEG_VARIANTS(Table, get)                                  \
-  namespace portable {                                               \
-  template <typename A>                                              \
-  const Table<A>& get();                                             \
-  }                                                                  \
-  namespace avx2 {                                                   \
-  template <typename A>                                              \
-  const Table<A>& get();                                             \
-  }                                                                  \
-  namespace avx512 {                                                 \
-  template <typename A>                                              \
-  const Table<A>& get();                                             \
-  }                                                                  \
-  template <typename A>                                              \
-  const Table<A>& get(Capability capability) {                       \
-    if (capability == Capability::avx512) return avx512::get<A>();   \
-    if (capability == Capability::avx2) return avx2::get<A>();       \
-    return portable::get<A>();                                       \
+#define BLPSEG_VARIANTS(Table, get)                                \
+  namespace portable {                                             \
+  template <typename A>                                            \
+  const Table<A>& get();                                           \
+  }                                                                \
+  namespace avx2 {                                                 \
+  template <typename A>                                            \
+  const Table<A>& get();                                           \
+  }                                                                \
+  namespace avx512 {                                               \
+  template <typename A>                                            \
+  const Table<A>& get();                                           \
+  }                                                                \
+  template <typename A>                                            \
+  const Table<A>& get(Capability capability) {                     \
+    if (capability == Capability::avx512) return avx512::get<A>(); \
+    if (capability == Capability::avx2) return avx2::get<A>();     \
+    return portable::get<A>();                                     \
   }
 #else
-#define BLPSEG_VARIANTS(Table, get)       \
-  namespace portable {                    \
-  template <typename A>                   \
-  const Table<A>& get();                  \
-  }                                       \
-  template <typename A>                   \
-  const Table<A>& get(Capability) {       \
-    return portable::get<A>();            \
+#define BLPSEG_VARIANTS(Table, get) \
+  namespace portable {              \
+  template <typename A>             \
+  const Table<A>& get();            \
+  }                                 \
+  template <typename A>             \
+  const Table<A>& get(Capability) { \
+    return portable::get<A>();      \
   }
 #endif
 

@@ -70,8 +70,7 @@ void store_tile(const A* in, int64_t channels, int64_t n, const LamGrid& grid, i
   });
   for (int64_t c = 0; c < channels; ++c) {
     T* channel = out + (n * channels + c) * plane;
-    for (int i = 0; i < inside; ++i)
-      channel[offset[i]] = static_cast<T>(in[c * kTile + lanes[i]]);
+    for (int i = 0; i < inside; ++i) channel[offset[i]] = static_cast<T>(in[c * kTile + lanes[i]]);
   }
 }
 

@@ -8,7 +8,8 @@
 
 namespace blpseg::BLPSEG_CAPABILITY {
 
-// The columns with these indices, all of them from `first` to `last`. When a row is enlarged these are few: they are loaded once, and permuted.
+// The columns with these indices, all of them from `first` to `last`. When a row is enlarged these
+// are few: they are loaded once, and permuted.
 template <typename A>
 inline Vector<A> columns(const A* narrow, const int32_t* index, int32_t first, int32_t last) {
   if constexpr (kPermutes<A>) {
@@ -54,6 +55,31 @@ void softmax(const ResizedRow<A>& row, const SoftmaxRow<A>& result) {
     store<A>(result.sum + x, left.sum);
     store<A>(result.sum + x + width, right.sum);
   }
+}
+
+// The blend is the very one of softmax(): where a class has the maximum, its logit equals it.
+template <typename A>
+void pick(const ResizedRow<A>& row, const SoftmaxRow<A>& of_row, const int32_t* places,
+          const int32_t* classes, int64_t count, const SoftmaxRow<A>& picked) {
+  for (int64_t i = 0; i < count; i += kWidth<A>) {
+    Vector<A> upper, lower, maximum, sum;
+    for (int lane = 0; lane < kWidth<A>; ++lane) {
+      const int64_t x = places[i + lane], at = classes[i + lane] * row.pitch + x;
+      upper[lane] = row.upper[at];
+      lower[lane] = row.lower[at];
+      maximum[lane] = of_row.maximum[x];
+      sum[lane] = of_row.sum[x];
+    }
+    store<A>(picked.logit + i, blend(upper, lower, row.weight));
+    store<A>(picked.maximum + i, maximum);
+    store<A>(picked.sum + i, sum);
+  }
+}
+
+template <typename A>
+void probability_row(const SoftmaxRow<A>& row, int64_t count, A* p) {
+  for (int64_t x = 0; x < count; x += kWidth<A>)
+    store<A>(p + x, probability<A>(load_softmax(row, x), load(row.logit + x)));
 }
 
 template <typename A>
@@ -109,8 +135,9 @@ void best_class(const ResizedRow<A>& row, const bool* present, A* best, int32_t*
 
 template <typename A>
 const LossKernels<A>& loss_kernels() {
-  static constexpr LossKernels<A> kernels = {widen<A>, softmax<A>, log_probability_row<A>, blp<A>, spread<A>,
-                                             best_class<A>};
+  static constexpr LossKernels<A> kernels = {
+      widen<A>, softmax<A>, pick<A>,      probability_row<A>, log_probability_row<A>,
+      blp<A>,   spread<A>,  best_class<A>};
   return kernels;
 }
 

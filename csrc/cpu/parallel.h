@@ -9,8 +9,9 @@
 
 namespace blpseg {
 
-// Calls work(worker, next) for as many workers as threads; each asks next() for the number of a part to do, until it
-// gets -1. Every part goes to whichever thread is free, so no result may depend on which.
+// Calls work(worker, next) for as many workers as threads; each asks next() for the number of a
+// part to do, until it gets -1. Every part goes to whichever thread is free, so no result may
+// depend on which.
 template <typename Work>
 void share_work(int64_t threads, int64_t parts, const Work& work) {
   std::atomic<int64_t> taken{0};

@@ -11,8 +11,8 @@
 #include <vector>
 
 #include "bilinear.h"
-#include "tensor.h"
 #include "loss_kernels.h"
+#include "tensor.h"
 
 namespace blpseg {
 
@@ -45,9 +45,7 @@ struct Strip {
   }
 
   int64_t pitch() const { return class_pitch(count); }
-  HorizontalTaps<A> taps() const {
-    return {low.data(), high.data(), weight.data(), padded(count)};
-  }
+  HorizontalTaps<A> taps() const { return {low.data(), high.data(), weight.data(), padded(count)}; }
 };
 
 // A row of a low-resolution image, as wide as the strip.
@@ -100,8 +98,8 @@ class ResizedLogits {
     if (lower_.holds(n, t.low)) std::swap(upper_, lower_);
     upper_.hold(logits_, n, t.low, strip_, kernels_);
     if (t.weight != A(0)) lower_.hold(logits_, n, t.high, strip_, kernels_);
-    return {upper_.data(), lower_.data(), t.weight, classes(), strip_.pitch(),
-            padded(strip_.count)};
+    return {upper_.data(), lower_.data(),  t.weight,
+            classes(),     strip_.pitch(), padded(strip_.count)};
   }
 
   // The given columns of that row alone, one at least, side by side; the last is repeated to fill
@@ -117,9 +115,9 @@ class ResizedLogits {
       for (int64_t i = 0; i < count; ++i) {
         const int64_t x = columns[i], left = strip_.low[x] * step, right = strip_.high[x] * step;
         const A weight = strip_.weight[x];
-        out[i] =
-            blend(blend(static_cast<A>(above[left]), static_cast<A>(above[right]), weight),
-                  blend(static_cast<A>(below[left]), static_cast<A>(below[right]), weight), t.weight);
+        out[i] = blend(blend(static_cast<A>(above[left]), static_cast<A>(above[right]), weight),
+                       blend(static_cast<A>(below[left]), static_cast<A>(below[right]), weight),
+                       t.weight);
       }
       std::fill(out + count, out + padded(count), out[count - 1]);
     }

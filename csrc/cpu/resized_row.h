@@ -24,8 +24,8 @@ struct HorizontalTaps {
   int64_t count;  // a multiple of kLanes
 };
 
-// A row of pixels with the resized logits of all classes, of which the vertical half is done as they
-// are read: that of class k at x lies between upper[k * pitch + x] and lower[k * pitch + x].
+// A row of pixels with the resized logits of all classes, of which the vertical half is done as
+// they are read: that of class k at x lies between upper[k * pitch + x] and lower[k * pitch + x].
 template <typename A>
 struct ResizedRow {
   const A* upper;  // [K, pitch]
@@ -50,7 +50,11 @@ struct LossKernels {
   void (*widen)(const HorizontalTaps<A>&, const A* narrow, A* wide);
   // Each pixel's maximum and sum.
   void (*softmax)(const ResizedRow<A>&, const SoftmaxRow<A>&);
-  // log p of each pixel's class.
+  // For each of `count` pixels, the softmax at its place in the row and the logit of its class.
+  void (*pick)(const ResizedRow<A>&, const SoftmaxRow<A>& of_row, const int32_t* places,
+               const int32_t* classes, int64_t count, const SoftmaxRow<A>& picked);
+  // p of each pixel's class, and its log.
+  void (*probability)(const SoftmaxRow<A>&, int64_t count, A* p);
   void (*log_probability)(const SoftmaxRow<A>&, int64_t count, A* log_p);
   // log p and the BLP weight of each pixel's class.
   void (*blp)(const SoftmaxRow<A>& seg, const SoftmaxRow<A>& annotation, A gamma, int64_t count,

@@ -125,7 +125,8 @@ inline bool any_above(V a, V b) {
 #endif
 }
 
-// Lane i of the result is lane index[i] - first of v, where the machine has an instruction for that.
+// Lane i of the result is lane index[i] - first of v, where the machine has an instruction for
+// that.
 template <typename A>
 Vector<A> permute(Vector<A> v, const int32_t* index, int32_t first);
 
@@ -141,8 +142,8 @@ inline Vector<float> permute<float>(Vector<float> v, const int32_t* index, int32
 
 template <>
 inline Vector<double> permute<double>(Vector<double> v, const int32_t* index, int32_t first) {
-  const __m256i lanes = _mm256_sub_epi32(_mm256_loadu_si256((const __m256i*)index),
-                                         _mm256_set1_epi32(first));
+  const __m256i lanes =
+      _mm256_sub_epi32(_mm256_loadu_si256((const __m256i*)index), _mm256_set1_epi32(first));
   return _mm512_maskz_permutexvar_pd(0xff, _mm512_maskz_cvtepi32_epi64(0xff, lanes), v);
 }
 #elif defined(__AVX2__)
@@ -151,8 +152,8 @@ constexpr bool kPermutes = sizeof(A) == 4;
 
 template <>
 inline Vector<float> permute<float>(Vector<float> v, const int32_t* index, int32_t first) {
-  const __m256i lanes = _mm256_sub_epi32(_mm256_loadu_si256((const __m256i*)index),
-                                         _mm256_set1_epi32(first));
+  const __m256i lanes =
+      _mm256_sub_epi32(_mm256_loadu_si256((const __m256i*)index), _mm256_set1_epi32(first));
   return _mm256_permutevar8x32_ps(v, lanes);
 }
 #else
