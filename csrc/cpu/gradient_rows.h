@@ -55,14 +55,17 @@ class GradientRows {
   };
 
   // grad: [N, K, h, w], contiguous and zero.
-  GradientRows(T* grad, const View4<T>& logits, const Strip<A>& strip, int64_t left, int64_t right)
+  GradientRows(T* grad, const View4<T>& logits, const Strip<A>& strip, int64_t left, int64_t right,
+               const LossKernels<A>& kernels)
       : grad_(grad),
+        kernels_(kernels),
         classes_(logits.size[1]),
         height_(logits.size[2]),
         width_(logits.size[3]),
         pitch_(strip.pitch()),
         left_(left),
         cells_(right - left),
+        sums_(cells_),
         upper_{std::vector<A>(classes_ * pitch_)},
         lower_{std::vector<A>(classes_ * pitch_)} {
     find_columns(strip);
@@ -96,39 +99,33 @@ class GradientRows {
     int64_t y = -1;
   };
 
-  // The columns of the strip that are blended from a cell, and with which weights.
-  struct Columns {
-    int64_t first = 0;
-    std::vector<A> weights;
-  };
-
   void find_columns(const Strip<A>& strip) {
-    columns_.resize(cells_);
+    std::vector<std::vector<A>> weights_of(cells_);
+    first_.resize(cells_);
     const auto add = [&](int64_t cell, int64_t x, A weight) {
       if (cell < 0 || cell >= cells_ || weight == A(0)) return;
-      Columns& columns = columns_[cell];
-      if (columns.weights.empty()) columns.first = x;
-      columns.weights.push_back(weight);
+      if (weights_of[cell].empty()) first_[cell] = x;
+      weights_of[cell].push_back(weight);  // a cell's columns lie side by side
     };
     for (int64_t x = 0; x < strip.count; ++x) {
       add(strip.in_first + strip.low[x] - left_, x, 1 - strip.weight[x]);
       add(strip.in_first + strip.high[x] - left_, x, strip.weight[x]);
+    }
+    begin_.push_back(0);
+    for (const std::vector<A>& weights : weights_of) {
+      weights_.insert(weights_.end(), weights.begin(), weights.end());
+      begin_.push_back(weights_.size());
     }
   }
 
   void narrow(Row& row) {
     if (row.y < 0) return;
     if (row.y >= top_ && row.y < bottom_) {
+      const CellWeights<A> columns = {first_.data(), begin_.data(), weights_.data(), cells_};
       for (int64_t k = 0; k < classes_; ++k) {
-        const A* in = row.values.data() + k * pitch_;
+        kernels_.narrow(columns, row.values.data() + k * pitch_, sums_.data());
         T* out = grad_ + ((n_ * classes_ + k) * height_ + row.y) * width_ + left_;
-        for (int64_t cell = 0; cell < cells_; ++cell) {
-          const Columns& columns = columns_[cell];
-          const A* from = in + columns.first;
-          A sum = 0;
-          for (size_t i = 0; i < columns.weights.size(); ++i) sum += columns.weights[i] * from[i];
-          out[cell] = static_cast<T>(sum);
-        }
+        std::transform(sums_.begin(), sums_.end(), out, [](A sum) { return static_cast<T>(sum); });
       }
     }
     std::fill(row.values.begin(), row.values.end(), A(0));
@@ -136,9 +133,11 @@ class GradientRows {
   }
 
   T* const grad_;
+  const LossKernels<A>& kernels_;
   const int64_t classes_, height_, width_, pitch_, left_, cells_;
   int64_t n_ = 0, top_ = 0, bottom_ = 0;
-  std::vector<Columns> columns_;  // of each cell
+  std::vector<int64_t> first_, begin_;  // CellWeights
+  std::vector<A> weights_, sums_;
   Row upper_, lower_;
 };
 

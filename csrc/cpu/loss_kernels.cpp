@@ -31,6 +31,18 @@ void widen(const HorizontalTaps<A>& taps, const A* narrow, A* wide) {
 }
 
 template <typename A>
+void narrow(const CellWeights<A>& of, const A* wide, A* cells) {
+  for (int64_t cell = 0; cell < of.cells; ++cell) {
+    const A* weights = of.weights + of.begin[cell];
+    const A* from = wide + of.first[cell];
+    const int64_t count = of.begin[cell + 1] - of.begin[cell];
+    A sum = 0;
+    for (int64_t i = 0; i < count; ++i) sum += weights[i] * from[i];
+    cells[cell] = sum;
+  }
+}
+
+template <typename A>
 inline Vector<A> resized(const ResizedRow<A>& row, int64_t k, int64_t x) {
   return blend(load(row.upper + k * row.pitch + x), load(row.lower + k * row.pitch + x),
                row.weight);
@@ -136,8 +148,8 @@ void best_class(const ResizedRow<A>& row, const bool* present, A* best, int32_t*
 template <typename A>
 const LossKernels<A>& loss_kernels() {
   static constexpr LossKernels<A> kernels = {
-      widen<A>, softmax<A>, pick<A>,      probability_row<A>, log_probability_row<A>,
-      blp<A>,   spread<A>,  best_class<A>};
+      widen<A>, narrow<A>, softmax<A>, pick<A>, probability_row<A>, log_probability_row<A>,
+      blp<A>, spread<A>, best_class<A>};
   return kernels;
 }
 

@@ -74,9 +74,9 @@ void gather_gradients(const LossCall<T>& call, T* grad_seg, T* grad_annotation,
     share_work(threads_for(call), images * patches, [&](int64_t, const auto& next) {
       LossStrip<T> rows(call, strip);
       std::optional<GradientRows<T>> to_seg, to_annotation;
-      if (grad_seg) to_seg.emplace(grad_seg, *call.seg, strip, left, right);
+      if (grad_seg) to_seg.emplace(grad_seg, *call.seg, strip, left, right, call.kernels);
       if (grad_annotation)
-        to_annotation.emplace(grad_annotation, *call.annotation, strip, left, right);
+        to_annotation.emplace(grad_annotation, *call.annotation, strip, left, right, call.kernels);
       for (int64_t patch = next(); patch >= 0; patch = next()) {
         const int64_t n = patch / patches, top = patch % patches * kPatchRows;
         const int64_t bottom = std::min(top + kPatchRows, in_height);

@@ -103,21 +103,21 @@ class ResizedLogits {
   }
 
   // The given columns of that row alone, one at least, side by side; the last is repeated to fill
-  // up.
+  // up. Here the vertical blend comes first, for it is contiguous.
   ResizedRow<A> columns(int64_t n, int64_t y, const std::vector<int32_t>& columns) {
     const Tap<A> t = vertical_tap(y);
-    const int64_t count = columns.size(), pitch = class_pitch(count), step = logits_.stride[3];
+    const int64_t count = columns.size(), pitch = class_pitch(count);
     gathered_.resize(classes() * pitch);
+    between_.resize(padded(strip_.in_count));
     for (int64_t k = 0; k < classes(); ++k) {
       const T* above = logits_.at(n, k, t.low, strip_.in_first);
       const T* below = logits_.at(n, k, t.high, strip_.in_first);
+      for (int64_t x = 0, at = 0; x < strip_.in_count; ++x, at += logits_.stride[3])
+        between_[x] = blend(static_cast<A>(above[at]), static_cast<A>(below[at]), t.weight);
       A* out = gathered_.data() + k * pitch;
       for (int64_t i = 0; i < count; ++i) {
-        const int64_t x = columns[i], left = strip_.low[x] * step, right = strip_.high[x] * step;
-        const A weight = strip_.weight[x];
-        out[i] = blend(blend(static_cast<A>(above[left]), static_cast<A>(above[right]), weight),
-                       blend(static_cast<A>(below[left]), static_cast<A>(below[right]), weight),
-                       t.weight);
+        const int64_t x = columns[i];
+        out[i] = blend(between_[strip_.low[x]], between_[strip_.high[x]], strip_.weight[x]);
       }
       std::fill(out + count, out + padded(count), out[count - 1]);
     }
@@ -134,6 +134,7 @@ class ResizedLogits {
   const LossKernels<A>& kernels_;
   WidenedRow<A> upper_, lower_;
   std::vector<A> gathered_;  // [K, pitch of the columns]
+  std::vector<A> between_;   // one class of a row that is resized vertically alone
 };
 
 }  // namespace blpseg

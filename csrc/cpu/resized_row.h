@@ -24,6 +24,16 @@ struct HorizontalTaps {
   int64_t count;  // a multiple of kLanes
 };
 
+// Which of a row's pixels each of the logits' columns ("cells") goes into, and with which weights:
+// those of cell c are weights[begin[c]] to weights[begin[c + 1] - 1], of the pixels from first[c].
+template <typename A>
+struct CellWeights {
+  const int64_t* first;
+  const int64_t* begin;
+  const A* weights;
+  int64_t cells;
+};
+
 // A row of pixels with the resized logits of all classes, of which the vertical half is done as
 // they are read: that of class k at x lies between upper[k * pitch + x] and lower[k * pitch + x].
 template <typename A>
@@ -48,6 +58,8 @@ template <typename A>
 struct LossKernels {
   // A row of one class, resized; kLanes numbers beyond it may be read.
   void (*widen)(const HorizontalTaps<A>&, const A* narrow, A* wide);
+  // The adjoint of widen(), added up from left to right.
+  void (*narrow)(const CellWeights<A>&, const A* wide, A* cells);
   // Each pixel's maximum and sum.
   void (*softmax)(const ResizedRow<A>&, const SoftmaxRow<A>&);
   // For each of `count` pixels, the softmax at its place in the row and the logit of its class.
