@@ -5,7 +5,7 @@
 // the device (cuda/elementary.h), in the namespace of either.
 #pragma once
 
-#if defined(__CUDACC__)
+#if defined(__CUDACC__) || defined(BLPSEG_CUDA_ON_HOST)
 #include "cuda/elementary.h"
 #else
 #include "cpu/simd.h"

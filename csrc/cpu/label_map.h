@@ -70,16 +70,4 @@ void write_labels(const int32_t* labels, int64_t count, int64_t ignore_index, La
     out[x] = static_cast<Label>(labels[x] == kIgnored ? ignore_index : labels[x]);
 }
 
-inline void check_label_map(const char* op, const char* name, const Tensor& target,
-                            const Tensor& logits) {
-  const ScalarType dtype = target.scalar_type();
-  STD_TORCH_CHECK(dtype == ScalarType::Byte || dtype == ScalarType::Short ||
-                      dtype == ScalarType::Int || dtype == ScalarType::Long,
-                  op, ": expected ", name, " of uint8, int16, int32 or int64, got ",
-                  torch::headeronly::toString(dtype));
-  STD_TORCH_CHECK(target.dim() == 3 && target.size(0) == logits.size(0) && target.size(1) > 0 &&
-                      target.size(2) > 0,
-                  op, ": expected ", name, " [N, H, W] for logits [N, K, h, w]");
-}
-
 }  // namespace blpseg

@@ -147,9 +147,9 @@ void best_class(const ResizedRow<A>& row, const bool* present, A* best, int32_t*
 
 template <typename A>
 const LossKernels<A>& loss_kernels() {
-  static constexpr LossKernels<A> kernels = {
-      widen<A>, narrow<A>, softmax<A>, pick<A>, probability_row<A>, log_probability_row<A>,
-      blp<A>, spread<A>, best_class<A>};
+  static constexpr LossKernels<A> kernels = {widen<A>, narrow<A>,          softmax<A>,
+                                             pick<A>,  probability_row<A>, log_probability_row<A>,
+                                             blp<A>,   spread<A>,          best_class<A>};
   return kernels;
 }
 

@@ -12,6 +12,7 @@
 #include <tuple>
 
 #include "capability.h"
+#include "loss_checks.h"
 #include "loss_strip.h"
 #include "parallel.h"
 
@@ -20,7 +21,6 @@ namespace {
 
 constexpr int64_t kBandRows = 32;   // of output pixels, in forward
 constexpr int64_t kPatchRows = 16;  // of the logits' cells, in backward
-constexpr double kGuard = 1e-7;     // of the published program: an image without labels gives 0
 
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -106,41 +106,7 @@ void refuse_wrong(const char* op, const std::vector<LossSums>& of_image, int64_t
       " (ignore), got " + std::to_string(all.wrong.value));
 }
 
-// --- What operators take and give ----------------------------------------------------------------
-
-void check_maps(const char* op, const char* name, const Tensor& logits, int64_t least_classes) {
-  STD_TORCH_CHECK(logits.dim() == 4 && logits.size(1) >= least_classes && logits.size(2) > 0 &&
-                      logits.size(3) > 0,
-                  op, ": expected ", name, " [N, channels, h, w] with channels >= ", least_classes,
-                  " and h, w >= 1");
-}
-
-void check_both(const char* op, const Tensor& seg, const Tensor& annotation) {
-  check_maps(op, "seg_logits", seg, 1);
-  check_maps(op, "annotation_logits", annotation, 2);
-  STD_TORCH_CHECK(
-      seg.scalar_type() == annotation.scalar_type() && seg.size(0) == annotation.size(0) &&
-          seg.size(1) + 1 == annotation.size(1) && seg.size(2) == annotation.size(2) &&
-          seg.size(3) == annotation.size(3),
-      op, ": expected annotation_logits of seg_logits' dtype and size, and one more channel");
-}
-
-void check_present(const char* op, const Tensor& present, const Tensor& seg) {
-  STD_TORCH_CHECK(present.scalar_type() == ScalarType::Bool && present.dim() == 2 &&
-                      present.size(0) == seg.size(0) && present.size(1) == seg.size(1),
-                  op, ": expected class_present [N, K] bool");
-}
-
-// Losses and their normalisers are float64 for float64 logits, else float32.
-ScalarType wide_dtype(const Tensor& logits) {
-  return logits.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
-}
-
-void check_wide(const char* op, const char* name, const Tensor& tensor, const Tensor& logits,
-                int64_t count) {
-  STD_TORCH_CHECK(tensor.scalar_type() == wide_dtype(logits) && tensor.numel() == count, op,
-                  ": expected ", name, " as forward returns it");
-}
+// --- Numbers in and out -------------------------------------------------------------------------
 
 double number_at(const Tensor& tensor, int64_t index = 0) {
   if (tensor.scalar_type() == ScalarType::Double)
@@ -232,11 +198,6 @@ std::vector<LossSums> sum_plain_rows(const LossCall<T>& call, const LossTerms& t
   return sum_rows(call, [&](auto& rows, const auto&, int64_t n, int64_t y, auto& sums) {
     rows.add_terms(n, y, terms, sums);
   });
-}
-
-Tensor new_labels(const Tensor& target, int64_t classes, int64_t ignore_index) {
-  return torch::stable::new_empty(target, {target.size(0), target.size(1), target.size(2)},
-                                  label_dtype(classes, ignore_index));
 }
 
 Tensor new_gradient(const Tensor& logits) {
@@ -374,15 +335,8 @@ std::tuple<Tensor, Tensor> blp_objective_backward(const Tensor& grad_blp_loss,
                                                   const Tensor& annotation_weight_sum, double gamma,
                                                   double unlabeled_weight, int64_t ignore_index) {
   const char* const op = "blp_objective_backward";
-  check_both(op, seg, annotation);
-  check_label_map(op, "target", target, seg);
-  check_label_map(op, "blp_target", blp_target, seg);
-  STD_TORCH_CHECK(blp_target.size(1) == target.size(1) && blp_target.size(2) == target.size(2), op,
-                  ": blp_target and target differ in size");
-  check_wide(op, "grad_blp_loss", grad_blp_loss, seg, 1);
-  check_wide(op, "grad_annotation_loss", grad_annotation_loss, seg, 1);
-  check_wide(op, "blp_weight_sum", blp_weight_sum, seg, seg.size(0));
-  check_wide(op, "annotation_weight_sum", annotation_weight_sum, seg, 1);
+  check_objective(op, grad_blp_loss, grad_annotation_loss, seg, annotation, blp_target, target,
+                  blp_weight_sum, annotation_weight_sum);
   Tensor grad_seg = new_gradient(seg), grad_annotation = new_gradient(annotation);
   const double share = annotation_share(grad_annotation_loss, annotation_weight_sum);
   dispatch_floating(op, "seg_logits", seg.scalar_type(), [&](auto element) {

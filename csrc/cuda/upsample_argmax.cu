@@ -3,15 +3,12 @@
 // Called by blpseg_ops/ops/upsample_argmax.py; taps, blends and ties are the CPU kernel's own
 // (csrc/bilinear.h, csrc/argmax.h).
 
-#include <cuda_runtime.h>
-#include <torch/csrc/inductor/aoti_torch/c/shim.h>
-#include <torch/csrc/stable/accelerator.h>
-
 #include <algorithm>
 #include <limits>
 
 #include "argmax.h"
 #include "bilinear.h"
+#include "stream.h"
 #include "upsample_argmax.h"
 
 namespace blpseg {
@@ -57,24 +54,18 @@ __global__ void __launch_bounds__(kThreads)
 Tensor upsample_argmax(const Tensor& logits, std::vector<int64_t> size) {
   Tensor labels = new_label_map(logits, size);
   if (labels.numel() == 0) return labels;
-  const int32_t device = logits.get_device_index();
-  const torch::stable::accelerator::DeviceGuard guard(device);
-  void* stream = nullptr;
-  STD_TORCH_CHECK(aoti_torch_get_current_cuda_stream(device, &stream) == 0,
-                  "upsample_argmax: torch has no current CUDA stream on device ", device);
+  const LaunchOn on(logits, "upsample_argmax");
   const auto columns = static_cast<unsigned>((size[1] + kThreads - 1) / kThreads);
   const auto rows = static_cast<unsigned>(std::min<int64_t>(logits.size(0) * size[0], 65535));
   dispatch_floating("upsample_argmax", "logits", logits.scalar_type(), [&](auto element) {
     using T = decltype(element);
     dispatch_label(labels.scalar_type(), [&](auto label) {
       using Label = decltype(label);
-      upsample_argmax_kernel<T, Label>
-          <<<dim3(columns, rows), kThreads, 0, static_cast<cudaStream_t>(stream)>>>(
-              View4<T>(logits), size[0], size[1], static_cast<Label*>(labels.mutable_data_ptr()));
+      upsample_argmax_kernel<T, Label><<<dim3(columns, rows), kThreads, 0, on.stream>>>(
+          View4<T>(logits), size[0], size[1], static_cast<Label*>(labels.mutable_data_ptr()));
     });
   });
-  const cudaError_t launched = cudaGetLastError();
-  STD_TORCH_CHECK(launched == cudaSuccess, "upsample_argmax: ", cudaGetErrorString(launched));
+  on.check();
   return labels;
 }
 
