@@ -64,12 +64,9 @@ def make_inputs(case: Case) -> Inputs:
     )
     strokes = [_scribbles(case, classes, rng) for classes in chosen]
     present = torch.zeros(case.n, case.classes, dtype=torch.bool).scatter_(1, chosen, True)
-    inputs = Inputs(
-        _logits(case, case.classes, chosen, rng),
-        _logits(case, case.classes + 1, chosen, rng),
-        torch.stack(strokes),
-        present,
-    )
+    seg, annotation = (_logits(case, case.classes + more, chosen, rng) for more in (0, 1))
+    annotation[:, case.classes] += 12  # nearly everywhere nobody annotates
+    inputs = seg, annotation, torch.stack(strokes), present
     seg, annotation, target, present = (tensor.to(case.device) for tensor in inputs)
     seg.requires_grad_(case.backward)
     annotation.requires_grad_(case.backward)

@@ -211,7 +211,7 @@ class Judge:
 
     def _rounding(self, dtype: torch.dtype) -> float:
         if dtype == torch.float64:
-            return 2**-48 * max(16.0, self._largest)
+            return 2**-46 * max(16.0, self._largest)
         return 2**-24 * max(8.0, self._largest)
 
 

@@ -342,12 +342,13 @@ def test_a_class_that_is_impossible_at_a_pixel(dtype: torch.dtype, run: Run) -> 
     case = replace(case, target=case.target.where(case.target != 3, 5))
     case.seg_logits[:, 3, 5, 7] = -math.inf
     case.annotation_logits[:, 3, 5, 7] = -math.inf
-    truth = run_singly(case, True, "reference")
-    results = run(case.to(dtype), True)
-    assert all(tensor.isfinite().all() for tensor in results.tensors().values())
-    rtol = 1e-13 if dtype == torch.float64 else 1e-5
-    wide = {k: v.double() if v.is_floating_point() else v for k, v in results.tensors().items()}
-    assert_close(Results(**wide), truth, rtol)
+    results = run(case.to(dtype), False)
+    wide = {name: tensor.double() for name, tensor in results.tensors().items()}
+    truth = run_singly(case, False, "reference")
+    rtol = 1e-12 if dtype == torch.float64 else 1e-5
+    assert_close(Results(**wide, pseudo_labels=None), truth, rtol)
+    labels = run(case.to(dtype), True)
+    assert all(tensor.isfinite().all() for tensor in labels.tensors().values())
 
 
 @both_runs
@@ -357,13 +358,15 @@ def test_what_is_not_finite_shows(dtype: torch.dtype, value: float, run: Run) ->
     case = random_case(2, 5, (11, 13), (37, 100), "all").to(dtype)
     results = run(poisoned(case, "seg_logits", value), False)
     assert not results.blp_loss.isfinite()
-    assert not results.grad_seg_logits[0].isfinite().all()
+    if math.isnan(value):
+        assert not results.grad_seg_logits[0].isfinite().all()
     assert results.grad_seg_logits[1].isfinite().all()
     assert results.annotation_loss.isfinite()
 
     results = run(poisoned(case, "annotation_logits", value), False)
     assert not results.annotation_loss.isfinite()
-    assert not results.grad_annotation_logits[0].isfinite().all()
+    if math.isnan(value):
+        assert not results.grad_annotation_logits[0].isfinite().all()
 
 
 @both_runs
