@@ -26,8 +26,8 @@ from benchmarks.lam_cases import (
     call,
     make_inputs,
 )
-from benchmarks.lam_memory import measure_peaks
 from benchmarks.lam_peers import COMPILED, COMPILES, EAGER, FLEX, OURS, PEERS, SDPA
+from benchmarks.memory import measure_peaks
 
 # Ours runs at every size, the others where a call takes less than about 5 s. FlexAttention has no
 # backward on the CPU. What compiles takes 10 s to do so, each time: two small sizes less.
@@ -55,9 +55,7 @@ def _cases(smoke: bool) -> list[tuple[str, Case]]:
     pairs = sorted(_all(), key=itemgetter(1))  # equal inputs side by side, and ours first
     if not smoke:
         return pairs
-    return [
-        (peer, case._replace(h=12, w=20)) for peer, case in pairs if case.pixels == TRAINING.pixels
-    ]
+    return [(peer, case.shrunk()) for peer, case in pairs if case.pixels == TRAINING.pixels]
 
 
 def _all() -> Iterator[tuple[str, Case]]:
@@ -118,7 +116,8 @@ def _wants_memory(case: Case) -> bool:
 def _peaks(peer: str, smoke: bool) -> dict[Case, int]:
     """Peak memory over all sizes, from one process for each peer."""
     cases = [case for p, case in _cases(smoke) if p == peer and _wants_memory(case)]
-    return measure_peaks(peer, cases)
+    cases.sort(key=lambda case: (case.pixels, case.backward))
+    return measure_peaks("lam", peer, cases)
 
 
 @lru_cache(maxsize=1)

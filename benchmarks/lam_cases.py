@@ -33,6 +33,10 @@ class Case(NamedTuple):
         """L, the pixels of the feature map."""
         return self.h * self.w
 
+    def shrunk(self) -> Case:
+        """The same on a small map, to try it out."""
+        return self._replace(h=12, w=20)
+
     def __str__(self) -> str:
         """As in the names of benchmarks."""
         settings = f"{self.h} x {self.w}, sigma {self.sigma:g}, eps {self.eps:g}"

@@ -12,7 +12,7 @@ from matplotlib.ticker import EngFormatter
 
 from benchmarks.lam_cases import TRAINING, Case
 from benchmarks.lam_peers import COMPILED, EAGER, FLEX, OURS, PEERS, SDPA, bytes_kept
-from benchmarks.lam_results import Results
+from benchmarks.measured import Results
 
 DOCS = Path(__file__).parents[1] / "docs"
 PICTURE = "images/lam-scaling.png"

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks import report_lam
+from benchmarks import report_lam, report_losses
 
 PAGE = Path(__file__).parents[1] / "docs/performance.md"
 
@@ -30,6 +30,7 @@ def machine(result: dict[str, Any]) -> str:
 REPORTS: dict[str, Callable[[dict[str, Any]], str]] = {
     "machine": machine,
     "lam": report_lam.report,
+    "losses": report_losses.report,
 }
 
 

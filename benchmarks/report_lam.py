@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from math import isnan
+from functools import partial
 from typing import Any
 
-from benchmarks import plot_lam
+from benchmarks import plot_lam, tables
 from benchmarks.lam_cases import CITYSCAPES, DOUBLE, HOSTILE, SECOND_PHOTO, TRAINING, Case
 from benchmarks.lam_peers import COMPILED, EAGER, KEEPS_MATRIX, OURS, PEERS, SDPA, bytes_kept
-from benchmarks.lam_results import Results, read
+from benchmarks.measured import Results, read
+
+_time, _memory = partial(tables.time, ours=OURS), partial(tables.memory, ours=OURS)
 
 
 def report(result: dict[str, Any]) -> str:
     """All tables as markdown; the plot is written beside the page."""
-    results = read(result)
+    results = read(result, "lam", Case)
     picture = plot_lam.draw(results)
     parts = [
         _goals(results),
@@ -66,17 +67,7 @@ def _goals(results: Results) -> str:
         ("512 x 512 over 256 x 512, forward", 2.5, growth),
         ("error over that of published, the worst tensor", 2.0, worst_error),
     ]
-    rows = [
-        *((name, f"at least {goal:g}", f"{got:.3g}", got >= goal) for name, goal, got in at_least),
-        *((name, f"at most {goal:g}", f"{got:.3g}", got <= goal) for name, goal, got in at_most),
-    ]
-    table = _table(
-        ["", "goal", "measured"],
-        [(name, goal, got if met else f"**{got}**, missed") for name, goal, got, met in rows],
-    )
-    missed = [name for name, *_, met in rows if not met]
-    verdict = f"Missed: {'; '.join(missed)}." if missed else "All goals are reached."
-    return f"{table}\n\n{verdict}"
+    return tables.goals(at_least, at_most)
 
 
 def _training(results: Results) -> str:
@@ -94,7 +85,7 @@ def _training(results: Results) -> str:
     ]
     heads = ["", "forward", "forward + backward"]
     heads += ["peak, forward", "peak, forward + backward", "kept for all calls"]
-    return _table(heads, rows)
+    return tables.table(heads, rows)
 
 
 def _eps(results: Results) -> str:
@@ -102,7 +93,7 @@ def _eps(results: Results) -> str:
     rows = [
         (peer, *(_time(results, peer, case) for case in cases)) for peer in (OURS, EAGER, COMPILED)
     ]
-    return _table(["", "forward", "forward + backward"], rows)
+    return tables.table(["", "forward", "forward + backward"], rows)
 
 
 def _features(results: Results) -> str:
@@ -113,7 +104,7 @@ def _features(results: Results) -> str:
         )
         for case in (TRAINING, SECOND_PHOTO, *HOSTILE)
     ]
-    return _table(["features", OURS, SDPA, EAGER], rows)
+    return tables.table(["features", OURS, SDPA, EAGER], rows)
 
 
 def _large(results: Results) -> str:
@@ -130,7 +121,7 @@ def _large(results: Results) -> str:
             )
         )
     heads = ["", "forward", "forward + backward", "peak, forward", "peak, forward + backward"]
-    return _table(heads, rows)
+    return tables.table(heads, rows)
 
 
 def _error(results: Results) -> str:
@@ -143,29 +134,4 @@ def _error(results: Results) -> str:
         if (peer, case) in results
     ]
     rows = [(name, *(f"{error:.1e}" for error in errors)) for name, errors in found]
-    return _table(["", "output", "gradient of features", "gradient of values"], rows)
-
-
-def _time(results: Results, peer: str, case: Case) -> str:
-    """The median, and how many times ours that is."""
-    if (peer, case) not in results:
-        return ""
-    seconds = results[peer, case].seconds
-    text = f"{seconds:.2f} s" if seconds >= 1 else f"{1e3 * seconds:.3g} ms"
-    return text if peer == OURS else f"{text} ({seconds / results[OURS, case].seconds:.1f}x)"
-
-
-def _memory(results: Results, peer: str, case: Case) -> str:
-    """Peak memory, and how many times ours that is."""
-    if (peer, case) not in results or isnan(peak := results[peer, case].peak_bytes):
-        return ""
-    text = f"{peak / 1e6:.3g} MB" if peak < 1e9 else f"{peak / 1e9:.2f} GB"
-    return text if peer == OURS else f"{text} ({peak / results[OURS, case].peak_bytes:.0f}x)"
-
-
-def _table(heads: list[str], rows: Iterable[tuple[str, ...]]) -> str:
-    lines = [heads, ["---"] * len(heads), *rows]
-    # A bar in a cell would end it.
-    return "\n".join(
-        "| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines
-    )
+    return tables.table(["", "output", "gradient of features", "gradient of values"], rows)

@@ -13,6 +13,8 @@ from torch import Tensor
 from blpseg_ops import LocalAggregation
 from blpseg_ops.reference.lam import lam_backward, lam_forward
 
+from ._common import randn
+
 RESULTS = ("output", "log_denominator", "grad_features", "grad_values")
 JUDGED = ("output", "grad_features", "grad_values")
 Operator = Callable[..., tuple[Tensor, Tensor]]
@@ -134,12 +136,6 @@ class Judge:
         terms = wide.grad_output.abs() * (wide.values.abs() + self.truth.output.abs())
         own = abs(wide.scale) * wide.features.abs().amax(1) * own_share * terms.sum(1)
         return self.truth.grad_features.abs().amax(1).maximum(own).amax((1, 2))[:, None, None, None]
-
-
-def randn(*shape: int, seed: int = 0) -> Tensor:
-    """Normal random numbers."""
-    rng = torch.Generator().manual_seed(seed)
-    return torch.randn(*shape, generator=rng, dtype=torch.float64)
 
 
 def random_case(features: Tensor, channels: int = 3, **numbers: float) -> Case:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -41,3 +42,21 @@ def golden_loss(request: pytest.FixtureRequest) -> dict[str, Any]:
 def rng() -> torch.Generator:
     """A seeded source of random numbers."""
     return torch.Generator().manual_seed(0)
+
+
+@pytest.fixture
+def restore_variant() -> Iterator[None]:
+    """Puts the variant of the CPU kernels back after the test."""
+    from blpseg_ops import _C  # not there without native code
+
+    before = _C.cpu_capability()
+    yield
+    _C.set_cpu_capability(before)
+
+
+@pytest.fixture
+def restore_threads() -> Iterator[None]:
+    """Puts the number of threads back after the test."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)

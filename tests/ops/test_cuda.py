@@ -83,3 +83,26 @@ def test_golden_losses(golden_loss: dict[str, Any]) -> None:
         seg, g["target"], g["class_present"], threshold=g["threshold"]
     )
     torch.testing.assert_close(labels, g["pseudo_labels"])
+
+
+@pytest.mark.parametrize("pseudo", [False, True])
+def test_golden_objective(golden_loss: dict[str, Any], pseudo: bool) -> None:
+    g = {k: v.cuda() if isinstance(v, torch.Tensor) else v for k, v in golden_loss.items()}
+    seg, annotation = g["seg_logits"].requires_grad_(), g["annotation_logits"].requires_grad_()
+    blp, annotated, labels = blpseg_ops.blp_objective(
+        seg,
+        annotation,
+        g["target"],
+        gamma=g["gamma"],
+        unlabeled_weight=g["unlabeled_weight"],
+        class_present=g["class_present"] if pseudo else None,
+        threshold=g["threshold"],
+    )
+    (blp + annotated).backward()
+    suffix = "_pseudo" if pseudo else ""
+    assert blp.item() == pytest.approx(g["blp_loss" + suffix], rel=0, abs=1e-10)
+    assert annotated.item() == pytest.approx(g["annotation_loss"], rel=0, abs=1e-10)
+    torch.testing.assert_close(seg.grad, g["grad_seg_logits" + suffix], **EXACT)
+    torch.testing.assert_close(annotation.grad, g["grad_annotation_logits"], **EXACT)
+    if pseudo:
+        torch.testing.assert_close(labels, g["pseudo_labels"])

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from blpseg_ops import lam, reference
 
+from ._common import randn
 from ._lam_inputs import (
     HOSTILE,
     JUDGED,
@@ -20,7 +21,6 @@ from ._lam_inputs import (
     Results,
     hostile,
     normal_case,
-    randn,
     random_case,
     run_kernel,
 )

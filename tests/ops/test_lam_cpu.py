@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import math
-import os
-import subprocess
 import sys
-from collections.abc import Callable, Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
 
 import blpseg_ops
 
+from ._common import LAYOUTS, MEASURE, far_apart, run_program
 from ._lam_inputs import (
     Judge,
     assert_equal,
@@ -29,22 +24,6 @@ _C = pytest.importorskip("blpseg_ops._C", reason="no native code was built")
 WIDE = [torch.float32, torch.float64]
 NARROW = [torch.bfloat16, torch.float16]
 VARIANTS = _C.cpu_capabilities()
-
-
-@pytest.fixture
-def restore_variant() -> Iterator[None]:
-    """Puts the variant of the kernels back after the test."""
-    before = _C.cpu_capability()
-    yield
-    _C.set_cpu_capability(before)
-
-
-@pytest.fixture
-def restore_threads() -> Iterator[None]:
-    """Puts the number of threads back after the test."""
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 # N, D, C, h, w and eps
@@ -160,17 +139,6 @@ def test_an_unknown_variant_is_refused(restore_variant: None) -> None:
     assert _C.cpu_capability() == before
 
 
-def _run_program(program: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    path = [str(Path(blpseg_ops.__file__).parent.parent), os.environ.get("PYTHONPATH", "")]
-    return subprocess.run(
-        [sys.executable, "-c", program],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(path), **environment},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-
-
 USE_A_VARIANT = """
 import torch, blpseg_ops
 x = torch.ones(1, 2, 3, 3)
@@ -182,13 +150,13 @@ print(_C.cpu_capability())
 
 def test_the_environment_chooses_the_variant() -> None:
     variant = VARIANTS[0]  # the best, which is what is taken unasked, stands last
-    done = _run_program(USE_A_VARIANT, BLPSEG_CPU_CAPABILITY=variant)
+    done = run_program(USE_A_VARIANT, BLPSEG_CPU_CAPABILITY=variant)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == [variant]
 
 
 def test_the_environment_names_an_unknown_variant() -> None:
-    done = _run_program(USE_A_VARIANT, BLPSEG_CPU_CAPABILITY="mmx")
+    done = run_program(USE_A_VARIANT, BLPSEG_CPU_CAPABILITY="mmx")
     assert done.returncode == 1
     said = done.stderr.splitlines()[-1]
     assert "BLPSEG_CPU_CAPABILITY" in said
@@ -208,29 +176,6 @@ def test_the_number_of_threads_does_not_matter(
         torch.set_num_threads(threads)
         for _ in range(2):
             assert_equal(run_kernel(case), expected)
-
-
-def _wider(x: Tensor) -> Tensor:  # strides of 2 and 3, an offset
-    n, c, h, w = x.shape
-    room = torch.full((n + 1, 2 * c, h + 3, 3 * w), math.nan, dtype=x.dtype)
-    room[1:, ::2, 2:-1, 1::3] = x
-    return room[1:, ::2, 2:-1, 1::3]
-
-
-def _reversed_order(x: Tensor) -> Tensor:  # [N, C, h, w] with w the slowest axis in memory
-    return x.permute(3, 2, 1, 0).contiguous().permute(3, 2, 1, 0)
-
-
-LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
-    "transposed": lambda x: x.mT.contiguous().mT,
-    "channels_last": lambda x: x.contiguous(memory_format=torch.channels_last),
-    "reversed order": _reversed_order,
-    "strided, with an offset": _wider,
-    "one image for all": lambda x: x[:1].expand(x.shape),
-    "one channel for all": lambda x: x[:, 1:2].expand(x.shape),
-    "one row for all": lambda x: x[..., 3:4, :].expand(x.shape),
-    "one pixel for all": lambda x: x[..., 3:4, 3:4].expand(x.shape),
-}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
@@ -258,52 +203,38 @@ def test_saved_tensors_of_any_layout() -> None:
     assert torch.equal(grads[1], expected[1])
 
 
-# Elements between neighbours along N, C, h and w: the last pixel lies 2^31 behind the first.
-STRIDES = {
-    "batch": (2**31 + 5, 2**14, 2**7, 1),
-    "channels": (1, 2**30 + 5, 2**7, 2),
-    "rows": (2**7, 1, 2**28 + 5, 2**9),
-    "columns": (2**7, 1, 2**10, 2**28 + 5),
-}
-
-
-@pytest.mark.parametrize("axis", STRIDES)
-def test_offsets_beyond_32_bits(axis: str) -> None:
+@pytest.mark.parametrize("axis", range(4), ids=["batch", "channels", "rows", "columns"])
+def test_offsets_beyond_32_bits(axis: int) -> None:
     case = normal_case(2, 3, 3, 11, 10).to(torch.bfloat16)
     expected = run_kernel(case)
-    # Only the pages that are written to take memory.
-    room = torch.empty(2**31 + 2**30, dtype=torch.bfloat16)
     for tensor in ("features", "values", "grad_output"):
-        far = room.as_strided((2, 3, 11, 10), STRIDES[axis])
-        far.copy_(getattr(case, tensor))
-        assert far[-1, -1, -1, -1].data_ptr() - far.data_ptr() >= 2**32  # bytes
+        far = far_apart(getattr(case, tensor), axis)
         assert_equal(run_kernel(replace(case, **{tensor: far})), expected)
 
 
-MEASURE_MEMORY = """
-import torch
+MEASURE_MEMORY = (
+    MEASURE
+    + """
 from blpseg_ops import lam
-def peak():  # KiB
-    return next(int(line.split()[1]) for line in open("/proc/self/status") if "VmHWM" in line)
 def step(h, w):
     rng = torch.Generator().manual_seed(0)
     features = torch.randn(1, 256, h, w, generator=rng, requires_grad=True)
     values = torch.randn(1, 21, h, w, generator=rng, requires_grad=True)
     gradient = torch.randn(1, 21, h, w, generator=rng)
-    open("/proc/self/clear_refs", "w").write("5")
-    before = peak()
-    output = lam(features, values, eps=1e-7)
-    output.backward(gradient)
-    made = output, features.grad, values.grad
-    return (peak() - before) / 1024 - sum(x.numel() * 4 for x in made) / 2**20
+    def call():
+        output = lam(features, values, eps=1e-7)
+        output.backward(gradient)
+        return output, features.grad, values.grad
+    return beyond(call)
 step(32, 32)
 print(step(96, 96))
 """
+)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_nothing_of_the_size_of_all_pairs_is_held() -> None:
-    done = _run_program(MEASURE_MEMORY)
+    done = run_program(MEASURE_MEMORY)
     assert done.returncode == 0, done.stderr
     beyond = float(done.stdout)  # MiB; a float32 matrix of all pairs takes 324
     assert 0 < beyond < 57  # a fiftieth of what the published formulation takes
@@ -335,7 +266,7 @@ print("alive")
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_too_little_memory_is_an_exception() -> None:
-    done = _run_program(RUN_OUT_OF_MEMORY)
+    done = run_program(RUN_OUT_OF_MEMORY)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("refused:") == 2
     assert done.stdout.endswith("alive\n")

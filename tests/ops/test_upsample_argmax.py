@@ -87,16 +87,12 @@ def test_empty_batch() -> None:
     assert labels.dtype == torch.uint8
 
 
-def test_the_number_of_threads_does_not_matter(rng: torch.Generator) -> None:
+def test_the_number_of_threads_does_not_matter(restore_threads: None, rng: torch.Generator) -> None:
     logits = torch.randn(3, 21, 40, 40, generator=rng)
-    before = torch.get_num_threads()
-    try:
-        results = []
-        for threads in (1, 2, 3):
-            torch.set_num_threads(threads)
-            results.append(upsample_argmax(logits, (160, 161)))
-    finally:
-        torch.set_num_threads(before)
+    results = []
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        results.append(upsample_argmax(logits, (160, 161)))
     assert torch.equal(results[0], results[1])
     assert torch.equal(results[0], results[2])
 

@@ -1,11 +1,9 @@
-"""What a result file holds on ``lam``."""
+"""What a result file holds."""
 
 from __future__ import annotations
 
 from math import nan
 from typing import Any, NamedTuple
-
-from benchmarks.lam_cases import Case
 
 
 class Measured(NamedTuple):
@@ -16,16 +14,16 @@ class Measured(NamedTuple):
     errors: dict[str, float]  # of each tensor, relative to its largest number
 
 
-Results = dict[tuple[str, Case], Measured]
+Results = dict[tuple[str, Any], Measured]  # by peer and case
 
 
-def read(result: dict[str, Any]) -> Results:
-    """All measurements of ``lam`` by peer and case."""
+def read(result: dict[str, Any], name: str, case_type: Any) -> Results:
+    """All measurements of the benchmark test_NAME."""
     results: Results = {}
     for benchmark in result["benchmarks"]:
-        if benchmark["name"].startswith("test_lam["):
+        if benchmark["name"].startswith(f"test_{name}["):
             info = benchmark["extra_info"]
-            case = Case(*(info[field] for field in Case._fields))
+            case = case_type(*(info[field] for field in case_type._fields))
             results[info["peer"], case] = Measured(
                 benchmark["stats"]["median"], info.get("peak_bytes", nan), info.get("errors", {})
             )

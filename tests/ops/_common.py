@@ -1,0 +1,89 @@
+"""What tests of several ops need: layouts of a tensor, and programs in a process of their own."""
+
+from __future__ import annotations
+
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+import blpseg_ops
+
+
+def randn(*shape: int, seed: int = 0) -> Tensor:
+    """Normal random numbers."""
+    rng = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, generator=rng, dtype=torch.float64)
+
+
+def _wider(x: Tensor) -> Tensor:  # strides of 2 and 3, an offset
+    n, c, h, w = x.shape
+    room = torch.full((n + 1, 2 * c, h + 3, 3 * w), math.nan, dtype=x.dtype, device=x.device)
+    room[1:, ::2, 2:-1, 1::3] = x
+    return room[1:, ::2, 2:-1, 1::3]
+
+
+def _reversed_order(x: Tensor) -> Tensor:  # [N, C, h, w] with w the slowest axis in memory
+    return x.permute(3, 2, 1, 0).contiguous().permute(3, 2, 1, 0)
+
+
+# Of [N, C, h, w] with C >= 2, h and w >= 4; the last four keep less than all values.
+LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "transposed": lambda x: x.mT.contiguous().mT,
+    "channels_last": lambda x: x.contiguous(memory_format=torch.channels_last),
+    "reversed order": _reversed_order,
+    "strided, with an offset": _wider,
+    "one image for all": lambda x: x[:1].expand(x.shape),
+    "one channel for all": lambda x: x[:, 1:2].expand(x.shape),
+    "one row for all": lambda x: x[..., 3:4, :].expand(x.shape),
+    "one pixel for all": lambda x: x[..., 3:4, 3:4].expand(x.shape),
+}
+
+
+def far_apart(x: Tensor, axis: int) -> Tensor:
+    """The same values, those at both ends of an axis more than 2^31 elements apart.
+
+    Only the pages that are written to take memory.
+    """
+    strides = [0] * x.dim()
+    step = 1
+    for other in reversed(range(x.dim())):
+        if other != axis:
+            strides[other] = step
+            step *= x.shape[other]
+    strides[axis] = max(step, 2**31 // (x.shape[axis] - 1) + 5)
+    last = sum((side - 1) * stride for side, stride in zip(x.shape, strides, strict=True))
+    assert last >= 2**31
+    far = torch.empty(last + 1, dtype=x.dtype).as_strided(x.shape, strides)
+    return far.copy_(x)
+
+
+def run_program(program: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run a Python program that may import blpseg_ops."""
+    path = [str(Path(blpseg_ops.__file__).parent.parent), os.environ.get("PYTHONPATH", "")]
+    return subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(path), **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+# Begins a program that measures memory; Linux only. beyond(function) is the most MiB that a call
+# takes in addition to what was there before it and to the tensors that it returns.
+MEASURE = """
+import torch
+def peak():  # KiB
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if "VmHWM" in line)
+def beyond(function):
+    open("/proc/self/clear_refs", "w").write("5")  # the high-water mark starts anew
+    before = peak()
+    made = function()
+    return (peak() - before) / 1024 - sum(x.nbytes for x in made) / 2**20
+"""

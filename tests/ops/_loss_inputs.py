@@ -1,0 +1,346 @@
+"""Inputs of the losses, what runs them, and how far from float64 their results may be."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+
+import torch
+from torch import Tensor
+
+import blpseg_ops
+from blpseg_ops import _checks
+from blpseg_ops.reference.resize import upsample
+
+from ._common import randn
+
+OPS = ("blp_loss", "annotation_loss", "pseudo_labels", "blp_objective")
+DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+WIDE = (torch.float64, torch.float32)
+
+# From h, w to H, W.
+SIZES = [
+    ((9, 11), (36, 44)),
+    ((11, 13), (37, 100)),
+    ((7, 9), (7, 9)),
+    ((20, 23), (7, 9)),
+    ((40, 50), (1, 3)),
+    ((1, 13), (5, 40)),
+    ((12, 1), (37, 6)),
+    ((1, 1), (40, 40)),
+    ((9, 20), (31, 7)),
+    ((16, 16), (64, 63)),
+]
+
+
+@dataclass(frozen=True)
+class Case:
+    """The arguments of all losses."""
+
+    seg_logits: Tensor  # [N, K, h, w]
+    annotation_logits: Tensor  # [N, K + 1, h, w]
+    target: Tensor  # [N, H, W]
+    class_present: Tensor  # [N, K] bool
+    gamma: float = 2.0
+    unlabeled_weight: float = 0.02
+    threshold: float = 0.9
+    ignore_index: int = 255
+
+    @property
+    def classes(self) -> int:
+        """K."""
+        return self.seg_logits.shape[1]
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> Case:
+        """The same with both logits changed."""
+        seg, annotation = map(change, (self.seg_logits, self.annotation_logits))
+        return replace(self, seg_logits=seg, annotation_logits=annotation)
+
+    def to(self, dtype: torch.dtype) -> Case:
+        """The same with logits of another dtype."""
+        return self.map(lambda x: x.to(dtype))
+
+    def on(self, device: torch.device | str) -> Case:
+        """The same on another device."""
+        tensors = ("seg_logits", "annotation_logits", "target", "class_present")
+        return replace(self, **{name: getattr(self, name).to(device) for name in tensors})
+
+
+@dataclass(frozen=True)
+class Results:
+    """What the losses make of a case."""
+
+    blp_loss: Tensor  # []
+    annotation_loss: Tensor  # []
+    grad_seg_logits: Tensor  # [N, K, h, w]
+    grad_annotation_logits: Tensor  # [N, K + 1, h, w]
+    pseudo_labels: Tensor | None  # [N, H, W]; the BLP loss has taken them as its target
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All there are, by name."""
+        named = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: tensor for name, tensor in named.items() if tensor is not None}
+
+    def cpu(self) -> Results:
+        """The same on the CPU."""
+        return Results(**{"pseudo_labels": None, **{k: v.cpu() for k, v in self.tensors().items()}})
+
+
+# What comes back to each loss, so that a gradient that is not multiplied by it shows.
+GRAD_BLP, GRAD_ANNOTATION = 1.75, -0.375
+
+
+def run_singly(case: Case, self_training: bool, backend: str = "auto") -> Results:
+    """Every loss by its own op."""
+    seg, annotation = (x.detach().requires_grad_() for x in _logits(case))
+    labels = None
+    if self_training:
+        labels = blpseg_ops.pseudo_labels(
+            seg,
+            case.target,
+            case.class_present,
+            threshold=case.threshold,
+            ignore_index=case.ignore_index,
+            backend=backend,
+        )
+    blp = blpseg_ops.blp_loss(
+        seg,
+        annotation.detach(),
+        case.target if labels is None else labels,
+        gamma=case.gamma,
+        ignore_index=case.ignore_index,
+        backend=backend,
+    )
+    annotated = blpseg_ops.annotation_loss(
+        annotation,
+        case.target,
+        unlabeled_weight=case.unlabeled_weight,
+        ignore_index=case.ignore_index,
+        backend=backend,
+    )
+    (grad_seg,) = torch.autograd.grad(GRAD_BLP * blp, seg)
+    (grad_annotation,) = torch.autograd.grad(GRAD_ANNOTATION * annotated, annotation)
+    return Results(blp.detach(), annotated.detach(), grad_seg, grad_annotation, labels)
+
+
+def run_objective(case: Case, self_training: bool, backend: str = "auto") -> Results:
+    """All losses in one call."""
+    seg, annotation = (x.detach().requires_grad_() for x in _logits(case))
+    blp, annotated, labels = blpseg_ops.blp_objective(
+        seg,
+        annotation,
+        case.target,
+        gamma=case.gamma,
+        unlabeled_weight=case.unlabeled_weight,
+        class_present=case.class_present if self_training else None,
+        threshold=case.threshold,
+        ignore_index=case.ignore_index,
+        backend=backend,
+    )
+    total = GRAD_BLP * blp + GRAD_ANNOTATION * annotated
+    grads = torch.autograd.grad(total, (seg, annotation))
+    return Results(blp.detach(), annotated.detach(), *grads, labels)
+
+
+RUNS = (run_singly, run_objective)
+
+
+def _logits(case: Case) -> tuple[Tensor, Tensor]:
+    return case.seg_logits, case.annotation_logits
+
+
+def assert_equal(results: Results, expected: Results) -> None:
+    """Bit for bit."""
+    ours, theirs = results.tensors(), expected.tensors()
+    assert ours.keys() == theirs.keys()
+    for name, tensor in ours.items():
+        assert tensor.dtype == theirs[name].dtype, name
+        assert torch.equal(tensor, theirs[name]), name
+
+
+def assert_close(results: Results, expected: Results, rtol: float) -> None:
+    """Alike up to a share of the largest number of each tensor; label maps exactly."""
+    ours, theirs = results.tensors(), expected.tensors()
+    assert ours.keys() == theirs.keys()
+    for name, tensor in ours.items():
+        largest = float(theirs[name].abs().max()) if tensor.is_floating_point() else 0.0
+        torch.testing.assert_close(tensor, theirs[name], rtol=0, atol=rtol * largest, msg=name)
+
+
+class Judge:
+    """A case in float64, and the rule by which results in float32 or float64 are accepted.
+
+    An error is measured by the largest number of the image, and the largest error counts. In
+    float32 it may be twice that of the reference in float32, and a few roundings, which grow with
+    the logits, whose exponentials are taken. In float64 there is no better judge: results agree to
+    rounding. With pseudo labels, those that came are first checked, and then taken as the target by
+    the references as well, since a near tie may go either way.
+    """
+
+    def __init__(self, case: Case) -> None:
+        self.case = case.to(torch.float32)
+        self._largest = max((float(x.abs().max()) for x in _logits(self.case)), default=0.0)
+
+    def check_ops(
+        self, dtype: torch.dtype, self_training: tuple[bool, ...] = (False, True)
+    ) -> None:
+        """Assert that what the ops make of the case in a dtype is accepted."""
+        for run in RUNS:
+            for pseudo in self_training:
+                self.check(run(self.case.to(dtype), pseudo))
+
+    def check(self, results: Results) -> None:
+        """Assert that results are accepted."""
+        dtype = results.grad_seg_logits.dtype
+        case = self.case
+        if results.pseudo_labels is not None:
+            check_labels(results.pseudo_labels, case, self._rounding(dtype))
+        truth = _reference(case.to(torch.float64), results.pseudo_labels)
+        plain = truth
+        if dtype == torch.float32:
+            plain = _reference(case, results.pseudo_labels)
+        for name, tensor in results.tensors().items():
+            if name == "pseudo_labels":
+                continue
+            assert tensor.dtype == dtype, name
+            error = _error(tensor, getattr(truth, name))
+            allowed = 2 * _error(getattr(plain, name), getattr(truth, name))
+            allowed += self._rounding(dtype)
+            assert error <= allowed, f"{name}: off by {error:.1e}, allowed {allowed:.1e}"
+
+    def _rounding(self, dtype: torch.dtype) -> float:
+        if dtype == torch.float64:
+            return 2**-46 * max(16.0, self._largest)
+        return 2**-24 * max(8.0, self._largest)
+
+
+def _reference(case: Case, pseudo_labels: Tensor | None) -> Results:
+    """The losses by the reference in the case's dtype, with given pseudo labels if any."""
+    own = run_singly(case, False, "reference")
+    if pseudo_labels is None:
+        return own
+    blp = run_singly(replace(case, target=pseudo_labels), False, "reference")
+    return replace(own, blp_loss=blp.blp_loss, grad_seg_logits=blp.grad_seg_logits)
+
+
+def _error(tensor: Tensor, truth: Tensor) -> float:
+    error = (tensor.double() - truth.double()).abs()
+    size = truth.double().abs()
+    if error.dim() == 4:
+        size = size.amax((1, 2, 3), keepdim=True)
+    # Where all is 0, nothing but 0 is right. What is not finite is wrong in any case.
+    relative = (error / size).where(error != 0, 0)
+    assert tensor.isfinite().all()
+    return float(relative.max()) if relative.numel() else 0.0
+
+
+def check_labels(labels: Tensor, case: Case, rounding: float) -> None:
+    """Assert that these are pseudo labels, up to rounding at near ties and at the threshold."""
+    classes, ignore = case.classes, case.ignore_index
+    assert labels.dtype == _checks.label_dtype(classes, ignore)
+    assert labels.shape == case.target.shape
+    labels, target = labels.long(), case.target.long()
+    given = target != classes
+    assert torch.equal(labels[given], target[given])
+
+    p = upsample(case.seg_logits.double(), target.shape[1:]).softmax(1)
+    p = p * case.class_present[:, :, None, None]
+    largest = p.amax(1)
+    ignored = labels == ignore
+    assert (largest[~given & ignored] <= case.threshold + rounding).all(), "a label is missing"
+    labelled = ~given & ~ignored
+    assert ((labels >= 0) & (labels < classes))[labelled].all()
+    chosen = p.gather(1, labels.where(labelled, 0)[:, None]).squeeze(1)[labelled]
+    assert (chosen >= case.threshold - rounding).all(), "a label is below the threshold"
+    assert (chosen >= largest[labelled] - rounding).all(), "a label is not the largest"
+
+
+def random_case(
+    n: int,
+    classes: int,
+    low: tuple[int, int],
+    high: tuple[int, int],
+    labels: str = "half",
+    deviation: float = 3.0,
+    **numbers: float,
+) -> Case:
+    """Random logits and a target of one of the kinds of LABELS.
+
+    Logits of deviation 3 have probabilities of all sizes, those near 1 included, in half of the
+    pixels with 21 classes.
+    """
+    ignore = int(numbers.get("ignore_index", 255))
+    target = LABELS[labels](n, classes, *high)
+    rng = torch.Generator().manual_seed(3)
+    present = torch.rand(n, classes, generator=rng) < 0.7
+    present[:, 0] = True
+    return Case(
+        deviation * randn(n, classes, *low, seed=1),
+        deviation * randn(n, classes + 1, *low, seed=2),
+        target.where(target <= classes, ignore),
+        present,
+        **numbers,
+    )
+
+
+# Kinds of target [N, H, W], int64: classes, K where unlabelled, and K + 1 to be ignored.
+def _density(share: float, ignored: float = 0.1) -> Callable[[int, int, int, int], Tensor]:
+    def make(n: int, classes: int, h: int, w: int) -> Tensor:
+        rng = torch.Generator().manual_seed(4)
+        chance = torch.rand(n, h, w, generator=rng)
+        target = torch.randint(0, classes, (n, h, w), generator=rng)
+        target[chance >= share] = classes
+        target[chance >= 1 - ignored * (1 - share)] = classes + 1
+        return target
+
+    return make
+
+
+def _one_pixel(n: int, classes: int, h: int, w: int) -> Tensor:
+    target = torch.full((n, h, w), classes)
+    target[:, h // 3, w - 1] = torch.arange(n) % classes
+    return target
+
+
+def _lines(n: int, classes: int, h: int, w: int) -> Tensor:
+    """Straight scribbles, a brush of 3 pixels, and a border that is ignored."""
+    target = torch.full((n, h, w), classes)
+    rng = torch.Generator().manual_seed(5)
+    for image in target:
+        image[-(h // 8) :] = classes + 1 if h >= 8 else classes
+        for _ in range(4):
+            label = int(torch.randint(0, classes, (), generator=rng))
+            (y0, y1), (x0, x1) = torch.rand(2, 2, generator=rng).tolist()
+            for step in torch.linspace(0, 1, 2 * max(h, w)).tolist():
+                y, x = int((y0 + step * (y1 - y0)) * h), int((x0 + step * (x1 - x0)) * w)
+                image[max(y - 1, 0) : y + 2, max(x - 1, 0) : x + 2] = label
+    return target
+
+
+def _some_images(n: int, classes: int, h: int, w: int) -> Tensor:
+    """Labels in every second image only; the others are unlabelled and ignored by turns."""
+    target = _density(0.3)(n, classes, h, w)
+    target[1::4] = classes
+    target[3::4] = classes + 1
+    return target
+
+
+LABELS: dict[str, Callable[[int, int, int, int], Tensor]] = {
+    "none": _density(0.0),
+    "one pixel": _one_pixel,
+    "3 %": _density(0.03),
+    "half": _density(0.5),
+    "all": _density(1.0),
+    "lines": _lines,
+    "every second image": _some_images,
+    "all unlabelled": lambda n, classes, h, w: torch.full((n, h, w), classes),
+    "all ignored": lambda n, classes, h, w: torch.full((n, h, w), classes + 1),
+}
+
+
+def poisoned(case: Case, which: str, value: float = math.nan) -> Case:
+    """The same with one number of one of the logits, of the first image's middle, replaced."""
+    logits = getattr(case, which).clone()
+    logits[0, 0, logits.shape[2] // 2, logits.shape[3] // 2] = value
+    return replace(case, **{which: logits})
