@@ -2,6 +2,8 @@
 // checks, with the user's names, are blpseg_ops/_checks.py's), and the tensors that they write.
 #pragma once
 
+#include <vector>
+
 #include "tensor.h"
 
 namespace blpseg {
@@ -17,7 +19,7 @@ inline void check_maps(const char* op, const char* name, const Tensor& logits,
 }
 
 inline void check_both(const char* op, const Tensor& seg, const Tensor& annotation) {
-  check_maps(op, "seg_logits", seg, 1);
+  check_maps(op, "seg_logits", seg, {});
   check_maps(op, "annotation_logits", annotation, 2);
   STD_TORCH_CHECK(
       seg.scalar_type() == annotation.scalar_type() && seg.size(0) == annotation.size(0) &&
@@ -37,10 +39,13 @@ inline ScalarType wide_dtype(const Tensor& logits) {
   return logits.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
 }
 
+// Upstream gradients of the losses are numbers, weight sums numbers or [N].
 inline void check_wide(const char* op, const char* name, const Tensor& tensor, const Tensor& logits,
-                       int64_t count) {
-  STD_TORCH_CHECK(tensor.scalar_type() == wide_dtype(logits) && tensor.numel() == count, op,
-                  ": expected ", name, " as forward returns it");
+                       const std::vector<int64_t>& size) {
+  bool fits = tensor.scalar_type() == wide_dtype(logits) &&
+              tensor.dim() == static_cast<int64_t>(size.size());
+  for (size_t axis = 0; fits && axis < size.size(); ++axis) fits = tensor.size(axis) == size[axis];
+  STD_TORCH_CHECK(fits, op, ": ", name, " has another shape or dtype than forward's");
 }
 
 inline void check_label_map(const char* op, const char* name, const Tensor& target,
@@ -66,10 +71,10 @@ inline void check_objective(const char* op, const Tensor& grad_blp_loss,
   check_label_map(op, "blp_target", blp_target, seg);
   STD_TORCH_CHECK(blp_target.size(1) == target.size(1) && blp_target.size(2) == target.size(2), op,
                   ": blp_target and target differ in size");
-  check_wide(op, "grad_blp_loss", grad_blp_loss, seg, 1);
-  check_wide(op, "grad_annotation_loss", grad_annotation_loss, seg, 1);
-  check_wide(op, "blp_weight_sum", blp_weight_sum, seg, seg.size(0));
-  check_wide(op, "annotation_weight_sum", annotation_weight_sum, seg, 1);
+  check_wide(op, "grad_blp_loss", grad_blp_loss, seg, {});
+  check_wide(op, "grad_annotation_loss", grad_annotation_loss, seg, {});
+  check_wide(op, "blp_weight_sum", blp_weight_sum, seg, {seg.size(0)});
+  check_wide(op, "annotation_weight_sum", annotation_weight_sum, seg, {});
 }
 
 inline Tensor new_labels(const Tensor& target, int64_t classes, int64_t ignore_index) {

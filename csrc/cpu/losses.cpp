@@ -109,9 +109,10 @@ void refuse_wrong(const char* op, const std::vector<LossSums>& of_image, int64_t
 // --- Numbers in and out -------------------------------------------------------------------------
 
 double number_at(const Tensor& tensor, int64_t index = 0) {
+  const int64_t place = tensor.dim() > 0 ? index * tensor.stride(0) : 0;
   if (tensor.scalar_type() == ScalarType::Double)
-    return static_cast<const double*>(tensor.const_data_ptr())[index];
-  return static_cast<const float*>(tensor.const_data_ptr())[index];
+    return static_cast<const double*>(tensor.const_data_ptr())[place];
+  return static_cast<const float*>(tensor.const_data_ptr())[place];
 }
 
 Tensor write_numbers(const Tensor& like, const std::vector<int64_t>& size,
@@ -233,8 +234,8 @@ Tensor blp_loss_backward(const Tensor& grad_loss, const Tensor& seg, const Tenso
   const char* const op = "blp_loss_backward";
   check_both(op, seg, annotation);
   check_label_map(op, "target", target, seg);
-  check_wide(op, "grad_loss", grad_loss, seg, 1);
-  check_wide(op, "weight_sum", weight_sum, seg, seg.size(0));
+  check_wide(op, "grad_loss", grad_loss, seg, {});
+  check_wide(op, "weight_sum", weight_sum, seg, {seg.size(0)});
   Tensor grad = new_gradient(seg);
   dispatch_floating(op, "seg_logits", seg.scalar_type(), [&](auto element) {
     using T = decltype(element);
@@ -268,8 +269,8 @@ Tensor annotation_loss_backward(const Tensor& grad_loss, const Tensor& annotatio
   const char* const op = "annotation_loss_backward";
   check_maps(op, "annotation_logits", annotation, 2);
   check_label_map(op, "target", target, annotation);
-  check_wide(op, "grad_loss", grad_loss, annotation, 1);
-  check_wide(op, "weight_sum", weight_sum, annotation, 1);
+  check_wide(op, "grad_loss", grad_loss, annotation, {});
+  check_wide(op, "weight_sum", weight_sum, annotation, {});
   Tensor grad = new_gradient(annotation);
   const double share = annotation_share(grad_loss, weight_sum);
   dispatch_floating(op, "annotation_logits", annotation.scalar_type(), [&](auto element) {

@@ -57,10 +57,12 @@ __global__ void __launch_bounds__(kThreads)
 template <typename A>
 __global__ void make_shares(const A* grad_blp_loss, const A* blp_weight_sum,
                             const A* grad_annotation_loss, const A* annotation_weight_sum,
-                            A unlabeled_weight, int64_t images, Shares<A>* shares_of_image) {
+                            A unlabeled_weight, int64_t images, int64_t stride,
+                            Shares<A>* shares_of_image) {
   for (int64_t n = threadIdx.x; n < images; n += blockDim.x) {
     Shares<A> shares = {};
-    if (grad_blp_loss) shares.blp = *grad_blp_loss / ((blp_weight_sum[n] + A(kGuard)) * images);
+    if (grad_blp_loss)
+      shares.blp = *grad_blp_loss / ((blp_weight_sum[n * stride] + A(kGuard)) * images);
     if (grad_annotation_loss) {
       const A weight = *annotation_weight_sum;
       shares.labelled = *grad_annotation_loss / (weight > A(0) ? weight : A(1));
@@ -260,7 +262,8 @@ Gradients backward(const LossInputs& inputs, const Tensor& blp_target, const Ups
     device::make_shares<A><<<1, device::kThreads, 0, on.stream>>>(
         data_of<A>(of_blp.grad_loss), data_of<A>(of_blp.weight_sum),
         data_of<A>(of_annotation.grad_loss), data_of<A>(of_annotation.weight_sum),
-        static_cast<A>(inputs.unlabeled_weight), inputs.images(), shares_of_image);
+        static_cast<A>(inputs.unlabeled_weight), inputs.images(),
+        of_blp.weight_sum ? of_blp.weight_sum->stride(0) : 0, shares_of_image);
     on.check();
     LossCall<T> call = inputs.call<T>();
     call.blp_target = Labels(blp_target);
@@ -294,8 +297,8 @@ Tensor blp_loss_backward(const Tensor& grad_loss, const Tensor& seg, const Tenso
   const char* const op = "blp_loss_backward";
   check_both(op, seg, annotation);
   check_label_map(op, "target", target, seg);
-  check_wide(op, "grad_loss", grad_loss, seg, 1);
-  check_wide(op, "weight_sum", weight_sum, seg, seg.size(0));
+  check_wide(op, "grad_loss", grad_loss, seg, {});
+  check_wide(op, "weight_sum", weight_sum, seg, {seg.size(0)});
   return *backward({op, &seg, &annotation, target, true, false, ignore_index, gamma}, target,
                    {&grad_loss, &weight_sum}, {})
               .seg;
@@ -317,8 +320,8 @@ Tensor annotation_loss_backward(const Tensor& grad_loss, const Tensor& annotatio
   const char* const op = "annotation_loss_backward";
   check_maps(op, "annotation_logits", annotation, 2);
   check_label_map(op, "target", target, annotation);
-  check_wide(op, "grad_loss", grad_loss, annotation, 1);
-  check_wide(op, "weight_sum", weight_sum, annotation, 1);
+  check_wide(op, "grad_loss", grad_loss, annotation, {});
+  check_wide(op, "weight_sum", weight_sum, annotation, {});
   return *backward(
               {op, nullptr, &annotation, target, false, true, ignore_index, 0, unlabeled_weight},
               target, {}, {&grad_loss, &weight_sum})
