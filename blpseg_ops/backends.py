@@ -33,7 +33,9 @@ if _native.CPU_PROBLEM is None:
     for _op in OPS:
         register(_op, "cpu", "cpp")
 if _native.CUDA_PROBLEM is None:
-    register("upsample_argmax", "cuda", "cuda")
+    for _op in OPS:
+        if _op != "lam":
+            register(_op, "cuda", "cuda")
 
 
 def available(op: str, device_type: str) -> tuple[str, ...]:
