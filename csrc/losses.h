@@ -52,8 +52,8 @@ BLPSEG_INLINE Vector<A> probability(const Softmax<A>& softmax, Vector<A> logit) 
 template <typename A>
 BLPSEG_INLINE Vector<A> blp_weight(Vector<A> p, Vector<A> q, A gamma) {
   if (gamma == A(0)) return broadcast<A>(A(1));
-  const Vector<A> rare = broadcast<A>(A(1)) - q * p;  // 1 - q p may round to below 0
-  return exp<A>(gamma * log<A>(larger(rare, broadcast<A>(A(0)))));
+  const Vector<A> rare = broadcast<A>(A(1)) - q * p;  // may round to below 0; a NaN stays
+  return exp<A>(gamma * log<A>(larger(broadcast<A>(A(0)), rare)));
 }
 
 }  // namespace blpseg::BLPSEG_CAPABILITY
