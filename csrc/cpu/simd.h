@@ -41,13 +41,14 @@ template <>
 struct Simd<float> {
   typedef float Vector __attribute__((vector_size(kVectorBytes)));
   typedef int32_t Bits __attribute__((vector_size(kVectorBytes)));
+  typedef uint32_t Words __attribute__((vector_size(kVectorBytes)));  // which wrap around
   static constexpr int kMantissa = 23;
-  static constexpr int32_t kOne = 127 << kMantissa;  // the bits of 1.0
+  static constexpr uint32_t kOne = 127u << kMantissa;  // the bits of 1.0
   static constexpr float kRound = 12582912.0f;       // 1.5 * 2^23: adding it rounds to an integer
   static constexpr float kLeast = -__FLT_MAX__;      // of all finite numbers
   static constexpr float kLowest = -87.33f;          // below, exp leaves the normal numbers: 0
   static constexpr float kSmallest = __FLT_MIN__;    // of the normal numbers
-  static constexpr int32_t kRootHalf = 0x3f3504f3;   // the bits of sqrt(1/2)
+  static constexpr uint32_t kRootHalf = 0x3f3504f3;   // the bits of sqrt(1/2)
   static constexpr int kAtanhTerms = 5;              // of log's series: the next is below 1e-9
   static constexpr float kLn2High = 0.693359375f, kLn2Low = -2.12194440054690583e-4f;
   // (exp(r) - 1 - r) / r^2 interpolated at the Chebyshev nodes of |r| <= ln(2) / 2: error 1e-8.
@@ -59,13 +60,14 @@ template <>
 struct Simd<double> {
   typedef double Vector __attribute__((vector_size(kVectorBytes)));
   typedef int64_t Bits __attribute__((vector_size(kVectorBytes)));
+  typedef uint64_t Words __attribute__((vector_size(kVectorBytes)));
   static constexpr int kMantissa = 52;
-  static constexpr int64_t kOne = int64_t{1023} << kMantissa;
+  static constexpr uint64_t kOne = uint64_t{1023} << kMantissa;
   static constexpr double kRound = 6755399441055744.0;  // 1.5 * 2^52
   static constexpr double kLeast = -__DBL_MAX__;
   static constexpr double kLowest = -708.39;
   static constexpr double kSmallest = __DBL_MIN__;
-  static constexpr int64_t kRootHalf = 0x3fe6a09e667f3bcd;
+  static constexpr uint64_t kRootHalf = 0x3fe6a09e667f3bcd;
   static constexpr int kAtanhTerms = 11;
   static constexpr double kLn2High = 0.693145751953125, kLn2Low = 1.42860682030941723e-6;
   // As above: error 1.7e-17.
@@ -165,7 +167,7 @@ constexpr bool kPermutes = false;
 template <typename A>
 inline Vector<A> exp(Vector<A> x) {
   using S = Simd<A>;
-  using Bits = typename S::Bits;
+  using Words = typename S::Words;
   const Vector<A> shifted = x * A(1.4426950408889634) + S::kRound;
   const Vector<A> n = shifted - S::kRound;
   Vector<A> r = x - n * S::kLn2High;
@@ -176,7 +178,7 @@ inline Vector<A> exp(Vector<A> x) {
   for (int i = terms - 2; i >= 0; --i) q = q * r + S::kPolynomial[i];
   const Vector<A> mantissa = (r * r) * q + r + A(1);
   // The low bits of `shifted` hold n; in the exponent's place they make 2^n.
-  const Bits exponent = ((Bits)shifted << S::kMantissa) + S::kOne;
+  const Words exponent = ((Words)shifted << S::kMantissa) + S::kOne;
   return x < S::kLowest ? Vector<A>{} : mantissa * (Vector<A>)exponent;
 }
 
@@ -186,10 +188,10 @@ template <typename A>
 inline Vector<A> log(Vector<A> x) {
   using S = Simd<A>;
   using Bits = typename S::Bits;
+  using Words = typename S::Words;
   // x = 2^n m with m in [sqrt(1/2), sqrt(2)), and log m = 2 atanh((m - 1) / (m + 1)).
-  const Bits shifted = (Bits)x - S::kRootHalf;
-  const Bits exponent = shifted >> S::kMantissa;
-  const Vector<A> m = (Vector<A>)((Bits)x - (exponent << S::kMantissa));
+  const Bits exponent = (Bits)((Words)x - S::kRootHalf) >> S::kMantissa;
+  const Vector<A> m = (Vector<A>)((Words)x - ((Words)exponent << S::kMantissa));
   const Vector<A> n = __builtin_convertvector(exponent, Vector<A>);
   const Vector<A> f = m - A(1);
   const Vector<A> t = f / (f + A(2));
