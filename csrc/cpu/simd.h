@@ -44,12 +44,12 @@ struct Simd<float> {
   typedef uint32_t Words __attribute__((vector_size(kVectorBytes)));  // which wrap around
   static constexpr int kMantissa = 23;
   static constexpr uint32_t kOne = 127u << kMantissa;  // the bits of 1.0
-  static constexpr float kRound = 12582912.0f;       // 1.5 * 2^23: adding it rounds to an integer
-  static constexpr float kLeast = -__FLT_MAX__;      // of all finite numbers
-  static constexpr float kLowest = -87.33f;          // below, exp leaves the normal numbers: 0
-  static constexpr float kSmallest = __FLT_MIN__;    // of the normal numbers
-  static constexpr uint32_t kRootHalf = 0x3f3504f3;   // the bits of sqrt(1/2)
-  static constexpr int kAtanhTerms = 5;              // of log's series: the next is below 1e-9
+  static constexpr float kRound = 12582912.0f;         // 1.5 * 2^23: adding it rounds to an integer
+  static constexpr float kLeast = -__FLT_MAX__;        // of all finite numbers
+  static constexpr float kLowest = -87.33f;            // below, exp leaves the normal numbers: 0
+  static constexpr float kSmallest = __FLT_MIN__;      // of the normal numbers
+  static constexpr uint32_t kRootHalf = 0x3f3504f3;    // the bits of sqrt(1/2)
+  static constexpr int kAtanhTerms = 5;                // of log's series: the next is below 1e-9
   static constexpr float kLn2High = 0.693359375f, kLn2Low = -2.12194440054690583e-4f;
   // (exp(r) - 1 - r) / r^2 interpolated at the Chebyshev nodes of |r| <= ln(2) / 2: error 1e-8.
   static constexpr float kPolynomial[] = {0.5f, 0.166665770256f, 0.0416665546621f,
