@@ -1,0 +1,1 @@
+"""Kernels in Triton. Importing a module here registers its operators; only backends.py does so."""
