@@ -27,6 +27,8 @@ if _native.CPU_PROBLEM is None:
     register("upsample_argmax", "cpu", "cpp")
 if _native.CUDA_PROBLEM is None:
     register("upsample_argmax", "cuda", "cuda")
+if _native.TRITON_PROBLEM is None:
+    register("lam", "cuda", "triton")
 
 
 def available(op: str, device_type: str) -> tuple[str, ...]:

@@ -1,1 +1,1 @@
-"""Kernels in Triton. Importing a module here registers its operators; only backends.py does so."""
+"""Kernels in Triton; importing a module here registers its operators."""

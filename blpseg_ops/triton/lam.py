@@ -111,7 +111,6 @@ def lam_backward(
             *grid,
             features.shape[1],
             values.shape[1],
-            scale,
             *numbers,
             HAS_EPS=eps > 0,
             DIMS=dims,

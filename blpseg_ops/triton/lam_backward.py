@@ -1,8 +1,8 @@
 """LAM's gradients of a run of pixels, gathered from the tiles that matter: no atomics.
 
-Scores are symmetric, so the product of two tiles' features serves both directions: what the run gets
-as targets of the other tile, and what it gets as its sources. The features' gradient is one product
-with the sum of both.
+Scores are symmetric, so the product of two tiles' features serves both directions: what the run
+gets as targets of the other tile, and what it gets as its sources. The features' gradient is one
+product with the sum of both.
 """
 
 from __future__ import annotations
@@ -10,20 +10,20 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from blpseg_ops.triton.lam_math import log_ratio, place, products, squared_distances
+from blpseg_ops.triton.lam_math import log_weights, place, products, squared_distances
 
 
 @triton.jit
-def _share(log_similarity, log_denominator, penalty):
-    """A share of a denominator: at most 1, also where forward and backward round apart."""
-    log_share = log_similarity - log_denominator - penalty
-    return tl.exp2(tl.minimum(log_share, 0.0, propagate_nan=tl.PropagateNan.ALL))
+def _share(log_weight, log_denominator):
+    """At most 1, also where the smallest difference in rounding is large beside 1."""
+    log_share = log_weight - log_denominator
+    return tl.exp(tl.minimum(log_share, 0.0, propagate_nan=tl.PropagateNan.ALL))
 
 
 @triton.jit(
     do_not_specialize=[
         "height", "width", "columns", "tiles", "dims", "channels",
-        "true_scale", "scale", "precision", "log_eps",
+        "scale", "precision", "log_eps",
     ]
 )  # fmt: skip
 def backward_kernel(
@@ -43,7 +43,6 @@ def backward_kernel(
     tiles,
     dims,
     channels,
-    true_scale,  # to base e
     scale,
     precision,
     log_eps,
@@ -100,7 +99,6 @@ def backward_kernel(
         )
         their_y, their_x = place(tile * 64 + lane, columns)
         distance2 = squared_distances(y, x, their_y, their_x)
-        penalty = distance2 * precision
         their = tl.load(own_product + first + lane)[None, :]
         their_delta = tl.load(delta + first + lane)[None, :]
         their_log_denominator = tl.load(log_denominator + first + lane)[None, :]
@@ -109,20 +107,20 @@ def backward_kernel(
 
         # The run as target, the other tile as source. What lies outside of the image has
         # features, values and gradients 0, and so adds nothing.
-        log_similarity = log_ratio(product, own, distance2, scale)
-        share = _share(log_similarity, own_log_denominator, penalty)
+        log_similarity, log_weight = log_weights(product, own, distance2, scale, precision)
+        share = _share(log_weight, own_log_denominator)
         reward = tl.dot(g, tl.trans(their_value), input_precision=INPUT_PRECISION)
         grad_score = share * (reward - own_delta)
         if HAS_EPS:
-            grad_score -= _share(log_similarity, own_log_denominator, -log_eps) * own_delta
+            grad_score -= _share(log_similarity + log_eps, own_log_denominator) * own_delta
 
         # And the other way round.
-        log_similarity = log_ratio(product, their, distance2, scale)
-        share = _share(log_similarity, their_log_denominator, penalty)
+        log_similarity, log_weight = log_weights(product, their, distance2, scale, precision)
+        share = _share(log_weight, their_log_denominator)
         reward = tl.dot(value, tl.trans(their_g), input_precision=INPUT_PRECISION)
         grad_score += share * (reward - their_delta)
         if HAS_EPS:
-            grad_score -= _share(log_similarity, their_log_denominator, -log_eps) * their_delta
+            grad_score -= _share(log_similarity + log_eps, their_log_denominator) * their_delta
 
         total_values = tl.dot(
             share.to(their_g.dtype), their_g, total_values, input_precision=INPUT_PRECISION
@@ -140,7 +138,7 @@ def backward_kernel(
     place_in_map = (y.to(tl.int64) * width + x)[:, None]
     tl.store(
         grad_features + place_in_map + ((image * dims + feature) * area)[None, :],
-        total_features * true_scale,
+        total_features * scale,
         mask=inside & (feature < dims)[None, :],
     )
     if tl.program_id(1) == 0:

@@ -6,7 +6,6 @@ where shared memory, registers and spills are held to the chip's limits.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -41,7 +40,6 @@ def padded_channels(channels: int) -> int:
 
 def forward(arch: str, dtype: torch.dtype, dims: int, channels: int) -> Config:
     """Of the forward kernel, for padded numbers of features and channels."""
-    wide = dtype == torch.float32
     return Config(64, min(dims, 64), 0, 4, 2, _input_precision(arch))
 
 

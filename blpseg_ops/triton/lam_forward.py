@@ -9,7 +9,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from blpseg_ops.triton.lam_math import log_ratio, place, products, squared_distances
+from blpseg_ops.triton.lam_math import log_weights, place, products, squared_distances
 
 
 @triton.jit(
@@ -74,21 +74,22 @@ def forward_kernel(
         )
         source_y, source_x = place(tile * 64 + lane, columns)
         distance2 = squared_distances(y, x, source_y, source_x)
-        log_similarity = log_ratio(product, own, distance2, scale)
+        log_similarity, log_weight = log_weights(product, own, distance2, scale, precision)
         inside = ((source_y < height) & (source_x < width))[None, :]
-        log_similarity = tl.where(inside, log_similarity, float("-inf"))
-        log_weight = log_similarity - distance2 * precision
+        log_weight = tl.where(inside, log_weight, float("-inf"))
+        if HAS_EPS:
+            log_similarity = tl.where(inside, log_similarity, float("-inf"))
 
         peak = tl.max(log_weight, 1)
         if HAS_EPS:
             peak = tl.maximum(peak, tl.max(log_similarity, 1) + log_eps)
         raised = tl.maximum(highest, peak)
-        fade = tl.exp2(highest - raised)
+        fade = tl.exp(highest - raised)
         highest = raised
-        weight = tl.exp2(log_weight - raised[:, None])
+        weight = tl.exp(log_weight - raised[:, None])
         part = tl.sum(weight, 1)
         if HAS_EPS:
-            part += tl.sum(tl.exp2(log_similarity + (log_eps - raised)[:, None]), 1)
+            part += tl.sum(tl.exp(log_similarity + (log_eps - raised)[:, None]), 1)
         denominator = denominator * fade + part
         source = tl.load(source_values + first * CHANNELS)
         total = tl.dot(
@@ -104,5 +105,5 @@ def forward_kernel(
         total / denominator[:, None],
         mask=inside[:, None] & (channel < channels)[None, :],
     )
-    log_sum = (highest + tl.log2(denominator)) / 1.4426950408889634
+    log_sum = highest + tl.log(denominator)
     tl.store(log_denominator + image * area + pixel, log_sum, mask=inside)

@@ -1,7 +1,6 @@
 """What LAM's kernels share: where pixels lie, scores, and the constants of the tiling.
 
-Images are cut into tiles of 8 x 8 pixels, so that the Gaussian leaves out whole tiles. Logarithms in
-kernels are to base 2, which is what the hardware's exponential takes.
+Images are cut into tiles of 8 x 8 pixels, so that the Gaussian leaves out whole tiles.
 """
 
 from __future__ import annotations
@@ -11,7 +10,6 @@ import triton.language as tl
 
 SIDE = 8  # pixels of a tile a side
 TILE = SIDE * SIDE  # pixels in a tile
-LOG2E = 1.4426950408889634
 
 _SIDE = tl.constexpr(SIDE)
 _TILE = tl.constexpr(TILE)
@@ -44,19 +42,24 @@ def products(
     INPUT_PRECISION: tl.constexpr,
 ):
     """<f_row, f_column> [ROWS, COLUMNS], by blocks of BLOCK_D features."""
-    total = tl.zeros([rows.shape[0], columns.shape[0]], tl.float32)
-    for d in tl.static_range(0, DIMS, BLOCK_D):
-        left = first_of_rows if d == 0 else tl.load(rows + d)
-        right = tl.load(columns + d)
-        total = tl.dot(left, tl.trans(right), total, input_precision=INPUT_PRECISION)
+    if DIMS == BLOCK_D:
+        total = tl.dot(first_of_rows, tl.trans(tl.load(columns)), input_precision=INPUT_PRECISION)
+    else:
+        total = tl.zeros([rows.shape[0], columns.shape[0]], tl.float32)
+        for d in range(0, DIMS, BLOCK_D):
+            block = tl.trans(tl.load(columns + d))
+            total = tl.dot(tl.load(rows + d), block, total, input_precision=INPUT_PRECISION)
     return total
 
 
 @triton.jit
-def log_ratio(product, own_product, distance2, scale):
-    """log2 of exp(s_ab) / exp(s_bb), from <f_a, f_b> and <f_b, f_b>.
+def log_weights(product, own_product, distance2, scale, precision):
+    """Logs of exp(s_ab) / w_bb and of w_ab / w_bb, from <f_a, f_b> and <f_b, f_b>.
 
-    The difference comes first: both are in the hundreds, and what is left is small. A pixel's ratio
-    to itself is 0 whatever the two roundings of |f|^2 are, or NaN where that is not finite.
+    The products' difference comes first: both are in the hundreds, and what is left is small. A
+    pixel's ratio to itself is 0 whatever the two roundings of |f|^2 are, or NaN where that is not
+    finite. Forward and backward round alike, so that shares add up to 1.
     """
-    return tl.where(distance2 == 0, own_product - own_product, (product - own_product) * scale)
+    difference = tl.where(distance2 == 0, own_product - own_product, product - own_product)
+    log_similarity = difference * scale
+    return log_similarity, log_similarity - distance2 * precision

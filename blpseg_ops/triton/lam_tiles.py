@@ -6,9 +6,9 @@ With half_a = |scale| |f_a|^2 / 2, the log of what source a weighs beside target
         <= half_a + (half_b - scale |f_b|^2) - scale |f_a - f_b|^2 / 2 - d^2 / (2 sigma^2),
 
 where the third term is left out for scale < 0. For two tiles, the first two terms are bounded by
-the largest in each, the last two by the least distance: of the rectangles that the pixels lie in, and
-of the boxes that hold their first AXES features. The target's denominator, where it is known, is
-taken off; where values or gradients are larger than usual, that is added on.
+the largest in each, the last two by the least distance: of the rectangles that the pixels lie in,
+and of the boxes that hold their first AXES features. The target's denominator, where it is known,
+is taken off; where values or gradients are larger than usual, that is added on.
 """
 
 from __future__ import annotations
@@ -21,14 +21,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from blpseg_ops.triton.lam_math import LOG2E, TILE, place
+from blpseg_ops.triton.lam_math import TILE, place
 from blpseg_ops.triton.lam_pack import Grid
 
 AXES = 8  # features that boxes are made of
 ROUNDING = 2.0**-24
 
 _AXES = tl.constexpr(AXES)
-_LOG2E = tl.constexpr(LOG2E)
 _HUGE = tl.constexpr(1e37)  # a peak that no distance takes enough off
 
 
@@ -37,7 +36,7 @@ class Tiles(NamedTuple):
 
     own_product: Tensor  # [N, tiles, 64] |f|^2
     delta: Tensor  # [N, tiles, 64] <g, out>; backward only
-    log_denominator: Tensor  # [N, tiles, 64] log2((Z + eps T) / w_bb); backward only
+    log_denominator: Tensor  # [N, tiles, 64] log((Z + eps T) / w_bb); backward only
     low: Tensor  # [N, tiles, AXES] the least of each of the first features
     high: Tensor  # [N, tiles, AXES] the largest
     source_peak: Tensor  # [N, tiles]
@@ -45,7 +44,7 @@ class Tiles(NamedTuple):
 
 
 class Numbers(NamedTuple):
-    """LAM's numbers as kernels take them: for logarithms to base 2."""
+    """LAM's numbers as kernels take them."""
 
     scale: float
     precision: float  # 1 / (2 sigma^2)
@@ -55,8 +54,8 @@ class Numbers(NamedTuple):
     def of(sigma: float, eps: float, scale: float) -> Numbers:
         """From those of the operator."""
         # Beyond 1e30 a neighbour's weight is 0 all the same, and the pixel's own is not 0 * inf.
-        precision = min(LOG2E / (2 * sigma) / sigma, 1e30) if sigma > 1e-300 else 1e30
-        return Numbers(scale * LOG2E, precision, math.log2(eps) if eps > 0 else -math.inf)
+        precision = min(1 / (2 * sigma**2), 1e30) if sigma > 1e-15 else 1e30
+        return Numbers(scale, precision, math.log(eps) if eps > 0 else -math.inf)
 
 
 def describe(
@@ -135,7 +134,7 @@ def list_tiles(
         grid.columns,
         tiles,
         *numbers,
-        math.log2(ROUNDING / (grid.height * grid.width)),
+        math.log(ROUNDING / (grid.height * grid.width)),
         TOGETHER=together,
         SYMMETRIC=symmetric,
         BLOCK=128,
@@ -145,13 +144,13 @@ def list_tiles(
 
 @triton.jit
 def _log_excess(block, mean):  # [64, CHANNELS] and [CHANNELS] -> scalar
-    """log2 of how many times a tile's largest number exceeds 4 times its channel's mean size.
+    """Log of how many times a tile's largest number exceeds 4 times its channel's mean size.
 
     At least 0, for a tile as usual; NaN where a number is not finite.
     """
     size = tl.abs(block.to(tl.float32))
     excess = tl.max(size, 0) / (4 * tl.where(mean > 0, mean, 1))  # all 0 where the mean is
-    return tl.log2(tl.maximum(tl.max(excess, 0), 1)) + 0 * tl.sum(tl.sum(size, 0), 0)
+    return tl.log(tl.maximum(tl.max(excess, 0), 1)) + 0 * tl.sum(tl.sum(size, 0), 0)
 
 
 @triton.jit
@@ -225,7 +224,7 @@ def describe_kernel(
         product = tl.sum(g * tl.load(output + maps).to(tl.float32), 1)
         tl.store(delta + row, product)
         where = image * stride_n + y.to(tl.int64) * stride_y + x.to(tl.int64) * stride_x
-        known = tl.load(log_denominator_in + where, mask=inside, other=0.0) * _LOG2E
+        known = tl.load(log_denominator_in + where, mask=inside, other=0.0)
         tl.store(log_denominator + row, known)
         target -= known
         extra += 0 * tl.sum(product + known, 0)
