@@ -37,16 +37,17 @@ def lam(
     log_denominator = values.new_empty(n, h, w, dtype=torch.float32)
     if n == 0:
         return output, log_denominator
-    dims = lam_config.padded_dims(features.shape[1])
-    width = lam_config.padded_channels(channels)
-    config = lam_config.forward(_arch(features.device), features.dtype, dims, width)
-    together = config.targets // TILE
+    dims = lam_config.packed_dims(features.shape[1])
+    width = lam_config.packed_channels(channels)
+    family = _family(features.device)
+    constants, warps, stages = lam_config.forward(family, features.dtype, dims, width, eps)
+    together = constants["TARGETS"] // TILE
     grid, numbers = Grid.of(features, together), Numbers.of(sigma, eps, scale)
     with torch.cuda.device_of(features):
         f, v = pack(features, grid, dims), pack(values, grid, width)
         tiles = describe(f, v, grid, numbers)
         lists, counts = list_tiles(tiles, grid, numbers, together, symmetric=False)
-        forward_kernel[counts.numel(),](
+        forward_kernel[counts.numel(), width // constants["SLICE"]](
             f,
             v,
             tiles.own_product,
@@ -56,15 +57,12 @@ def lam(
             log_denominator,
             *grid,
             channels,
+            dims,
+            width,
             *numbers,
-            HAS_EPS=eps > 0,
-            DIMS=dims,
-            CHANNELS=width,
-            TARGETS=config.targets,
-            BLOCK_D=config.block_d,
-            INPUT_PRECISION=config.input_precision,
-            num_warps=config.num_warps,
-            num_stages=config.num_stages,
+            **constants,
+            num_warps=warps,
+            num_stages=stages,
         )
     return output, log_denominator
 
@@ -87,17 +85,19 @@ def lam_backward(
     grad_features, grad_values = features.new_empty(features.shape), values.new_empty(values.shape)
     if len(features) == 0:
         return grad_features, grad_values
-    dims = lam_config.padded_dims(features.shape[1])
-    width = lam_config.padded_channels(values.shape[1])
-    config = lam_config.backward(_arch(features.device), features.dtype, dims, width)
-    together = config.targets // TILE
+    dims = lam_config.packed_dims(features.shape[1])
+    width = lam_config.packed_channels(values.shape[1])
+    family = _family(features.device)
+    constants, warps, stages = lam_config.backward(family, features.dtype, dims, width, eps)
+    together = constants["TARGETS"] // TILE
+    slices = max(dims // constants["SLICE_D"], width // constants["SLICE_C"])
     grid, numbers = Grid.of(features, together), Numbers.of(sigma, eps, scale)
     with torch.cuda.device_of(features):
         f = pack(features, grid, dims)
         v, g, out = (pack(maps, grid, width) for maps in (values, grad_output, output))
         tiles = describe(f, v, grid, numbers, (g, out, log_denominator))
         lists, counts = list_tiles(tiles, grid, numbers, together, symmetric=True)
-        backward_kernel[counts.numel(), dims // config.slice](
+        backward_kernel[counts.numel(), slices](
             f,
             v,
             g,
@@ -111,16 +111,12 @@ def lam_backward(
             *grid,
             features.shape[1],
             values.shape[1],
+            dims,
+            width,
             *numbers,
-            HAS_EPS=eps > 0,
-            DIMS=dims,
-            CHANNELS=width,
-            TARGETS=config.targets,
-            BLOCK_D=config.block_d,
-            SLICE=config.slice,
-            INPUT_PRECISION=config.input_precision,
-            num_warps=config.num_warps,
-            num_stages=config.num_stages,
+            **constants,
+            num_warps=warps,
+            num_stages=stages,
         )
     return grad_features, grad_values
 
@@ -133,17 +129,26 @@ def _fits(features: Tensor, values: Tensor) -> bool:
     """Whether the kernels take the inputs; others go to the reference."""
     return (
         features.dtype in lam_config.DTYPES
+        and _has_matrix_units(features.device)
         and features.shape[1] <= lam_config.MOST_DIMS
         and values.shape[1] <= lam_config.MOST_CHANNELS
     )
 
 
 @lru_cache
-def _arch(device: torch.device) -> str:
-    """The chip, as lam_config names it."""
-    if device.type != "cuda":  # Triton's interpreter
-        return "sm_80"
+def _has_matrix_units(device: torch.device) -> bool:
+    """Whether the chip multiplies matrices of every dtype that the table knows."""
+    if device.type != "cuda" or torch.version.hip is not None:
+        return True
+    return torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+@lru_cache
+def _family(device: torch.device) -> str:
+    """The chip's row of the table."""
+    if device.type != "cuda":  # Triton's interpreter, for which any does
+        return "sm_90"
     properties = torch.cuda.get_device_properties(device)
     if torch.version.hip is not None:
-        return properties.gcnArchName.split(":")[0]
-    return f"sm_{properties.major}{properties.minor}"
+        return lam_config.family_of(properties.gcnArchName)
+    return lam_config.family_of(f"sm_{properties.major}{properties.minor}")

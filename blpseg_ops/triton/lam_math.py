@@ -34,21 +34,22 @@ def squared_distances(y_rows, x_rows, y_columns, x_columns):
 
 @triton.jit
 def products(
-    rows,  # [ROWS, BLOCK_D] pointers to the first BLOCK_D features
-    first_of_rows,  # [ROWS, BLOCK_D], what they point to: stays in place where that is all
-    columns,  # [COLUMNS, BLOCK_D] pointers
-    DIMS: tl.constexpr,
-    BLOCK_D: tl.constexpr,
+    rows,  # [ROWS, BLOCK] pointers to the first BLOCK numbers of vectors
+    first_of_rows,  # [ROWS, BLOCK], what they point to: stays in place where it is the whole
+    columns,  # [COLUMNS, BLOCK] pointers
+    length,  # of the vectors
+    WHOLE: tl.constexpr,  # whether that is BLOCK
+    BLOCK: tl.constexpr,
     INPUT_PRECISION: tl.constexpr,
 ):
-    """<f_row, f_column> [ROWS, COLUMNS], by blocks of BLOCK_D features."""
-    if DIMS == BLOCK_D:
+    """Inner products [ROWS, COLUMNS], by blocks of the vectors."""
+    if WHOLE:
         total = tl.dot(first_of_rows, tl.trans(tl.load(columns)), input_precision=INPUT_PRECISION)
     else:
         total = tl.zeros([rows.shape[0], columns.shape[0]], tl.float32)
-        for d in range(0, DIMS, BLOCK_D):
-            block = tl.trans(tl.load(columns + d))
-            total = tl.dot(tl.load(rows + d), block, total, input_precision=INPUT_PRECISION)
+        for start in range(0, length, BLOCK):
+            block = tl.trans(tl.load(columns + start))
+            total = tl.dot(tl.load(rows + start), block, total, input_precision=INPUT_PRECISION)
     return total
 
 

@@ -14,6 +14,8 @@ from torch import Tensor
 
 from blpseg_ops.triton.lam_math import SIDE, TILE, place
 
+PACKED = 32  # packed widths are multiples of this
+
 
 class Grid(NamedTuple):
     """How an image is cut into tiles, which are counted row by row."""
@@ -35,9 +37,8 @@ def pack(maps: Tensor, grid: Grid, width: int) -> Tensor:  # [N, C, h, w] -> [N,
     """Copy maps into tiles."""
     n, channels = maps.shape[:2]
     tiles = maps.new_empty(n, grid.tiles, TILE, width)
-    block = min(width, 64)
-    pack_kernel[n * grid.tiles, width // block](
-        maps, tiles, channels, *grid, *maps.stride(), WIDTH=width, BLOCK=block
+    pack_kernel[n * grid.tiles, width // PACKED](
+        maps, tiles, channels, *grid, *maps.stride(), width, BLOCK=PACKED
     )
     return tiles
 
@@ -45,7 +46,7 @@ def pack(maps: Tensor, grid: Grid, width: int) -> Tensor:  # [N, C, h, w] -> [N,
 @triton.jit(do_not_specialize=["channels", "height", "width", "columns", "tiles"])
 def pack_kernel(
     maps,  # [N, C, h, w]
-    packed,  # [N, tiles, 64, WIDTH]
+    packed,  # [N, tiles, 64, packed_width]
     channels,
     height,
     width,
@@ -55,7 +56,7 @@ def pack_kernel(
     stride_c,
     stride_y,
     stride_x,
-    WIDTH: tl.constexpr,
+    packed_width,
     BLOCK: tl.constexpr,  # channels a program
 ):
     """Pack one tile's next BLOCK channels; program ids: image and tile, block of channels."""
@@ -68,4 +69,4 @@ def pack_kernel(
     inside = ((y < height) & (x < width))[:, None] & (channel < channels)[None, :]
     block = tl.load(maps + of_pixel[:, None] + of_channel[None, :], mask=inside, other=0.0)
     row = tl.program_id(0).to(tl.int64) * 64 + pixel
-    tl.store(packed + row[:, None] * WIDTH + channel[None, :], block)
+    tl.store(packed + row[:, None] * packed_width + channel[None, :], block)

@@ -22,10 +22,11 @@ import triton.language as tl
 from torch import Tensor
 
 from blpseg_ops.triton.lam_math import TILE, place
-from blpseg_ops.triton.lam_pack import Grid
+from blpseg_ops.triton.lam_pack import PACKED, Grid
 
 AXES = 8  # features that boxes are made of
 ROUNDING = 2.0**-24
+CANDIDATES = 128  # source tiles that are looked at in one go
 
 _AXES = tl.constexpr(AXES)
 _HUGE = tl.constexpr(1e37)  # a peak that no distance takes enough off
@@ -59,8 +60,8 @@ class Numbers(NamedTuple):
 
 
 def describe(
-    features: Tensor,  # [N, tiles, 64, DIMS]
-    values: Tensor,  # [N, tiles, 64, CHANNELS]
+    features: Tensor,  # [N, tiles, 64, packed_dims]
+    values: Tensor,  # [N, tiles, 64, packed_channels]
     grid: Grid,
     numbers: Numbers,
     backward: tuple[Tensor, Tensor, Tensor] | None = None,
@@ -75,8 +76,7 @@ def describe(
         backward: Upstream gradient and output, packed as values, and log_denominator [N, h, w] as
             forward returned it; None in forward.
     """
-    n, tiles, _, dims = features.shape
-    channels = values.shape[-1]
+    n, tiles = features.shape[:2]
     pixels = features.new_empty(3 if backward else 1, n, tiles, TILE, dtype=torch.float32)
     boxes = features.new_empty(2, n, tiles, AXES, dtype=torch.float32)
     peaks = features.new_empty(2, n, tiles, dtype=torch.float32)
@@ -95,11 +95,11 @@ def describe(
         *made,
         *grid,
         *log_denominator.stride()[:3],
+        features.shape[-1],
+        values.shape[-1],
         numbers.scale,
         BACKWARD=backward is not None,
-        DIMS=dims,
-        CHANNELS=channels,
-        BLOCK_D=min(dims, 64),
+        BLOCK=PACKED,
     )
     return made
 
@@ -137,20 +137,16 @@ def list_tiles(
         math.log(ROUNDING / (grid.height * grid.width)),
         TOGETHER=together,
         SYMMETRIC=symmetric,
-        BLOCK=128,
+        BLOCK=CANDIDATES,
     )
     return lists, counts
 
 
 @triton.jit
-def _log_excess(block, mean):  # [64, CHANNELS] and [CHANNELS] -> scalar
-    """Log of how many times a tile's largest number exceeds 4 times its channel's mean size.
-
-    At least 0, for a tile as usual; NaN where a number is not finite.
-    """
-    size = tl.abs(block.to(tl.float32))
-    excess = tl.max(size, 0) / (4 * tl.where(mean > 0, mean, 1))  # all 0 where the mean is
-    return tl.log(tl.maximum(tl.max(excess, 0), 1)) + 0 * tl.sum(tl.sum(size, 0), 0)
+def _excess(block, mean):  # [64, BLOCK] and [BLOCK] -> scalar
+    """How many times a tile's largest number exceeds 4 times its channel's mean size."""
+    largest = tl.max(tl.abs(block), 0)
+    return tl.max(largest / (4 * tl.where(mean > 0, mean, 1)), 0)  # all 0 where the mean is
 
 
 @triton.jit
@@ -162,13 +158,13 @@ def _peak(bounds, counted, extra):
 
 @triton.jit(do_not_specialize=["height", "width", "columns", "tiles", "scale"])
 def describe_kernel(
-    features,  # [N, tiles, 64, DIMS]
-    values,  # [N, tiles, 64, CHANNELS]
-    gradient,  # [N, tiles, 64, CHANNELS]
-    output,  # [N, tiles, 64, CHANNELS]
+    features,  # [N, tiles, 64, packed_dims]
+    values,  # [N, tiles, 64, packed_channels]
+    gradient,  # [N, tiles, 64, packed_channels]
+    output,  # [N, tiles, 64, packed_channels]
     log_denominator_in,  # [N, h, w]
-    mean_value,  # [N, CHANNELS]
-    mean_gradient,  # [N, CHANNELS]
+    mean_value,  # [N, packed_channels]
+    mean_gradient,  # [N, packed_channels]
     own_product,
     delta,
     log_denominator,
@@ -183,11 +179,11 @@ def describe_kernel(
     stride_n,
     stride_y,
     stride_x,
+    packed_dims,
+    packed_channels,
     scale,
     BACKWARD: tl.constexpr,
-    DIMS: tl.constexpr,
-    CHANNELS: tl.constexpr,
-    BLOCK_D: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):
     """Describe one tile: see Tiles for what is written."""
     tile = tl.program_id(0).to(tl.int64)
@@ -196,42 +192,51 @@ def describe_kernel(
     row = tile * 64 + pixel
     y, x = place(tl.program_id(0) % tiles * 64 + pixel, columns)
     inside = (y < height) & (x < width)
+    number = tl.arange(0, BLOCK)[None, :]
 
     norm2 = tl.zeros([64], tl.float32)
-    for d in range(0, DIMS, BLOCK_D):
-        part = tl.load(features + row[:, None] * DIMS + d + tl.arange(0, BLOCK_D)[None, :])
-        norm2 += tl.sum(part.to(tl.float32) * part.to(tl.float32), 1)
+    for d in range(0, packed_dims, BLOCK):
+        f = tl.load(features + row[:, None] * packed_dims + d + number).to(tl.float32)
+        norm2 += tl.sum(f * f, 1)
     tl.store(own_product + row, norm2)
 
     axis = tl.arange(0, _AXES)
-    first = tl.load(features + row[:, None] * DIMS + axis[None, :]).to(tl.float32)
+    first = tl.load(features + row[:, None] * packed_dims + axis[None, :]).to(tl.float32)
     least = tl.min(tl.where(inside[:, None], first, float("inf")), 0)
     largest = tl.max(tl.where(inside[:, None], first, float("-inf")), 0)
     tl.store(low + tile * _AXES + axis, least)
     tl.store(high + tile * _AXES + axis, largest)
 
-    channel = tl.arange(0, CHANNELS)
-    maps = row[:, None] * CHANNELS + channel[None, :]
-    half = tl.abs(scale) * norm2 / 2
-    extra = 0 * tl.sum(norm2, 0)  # NaN where a number is not finite
-    mean = tl.load(mean_value + image * CHANNELS + channel)
-    in_source = _log_excess(tl.load(values + maps), mean)
-    tl.store(source_peak + tile, _peak(half, inside, extra + in_source))
+    source_excess, target_excess = 1.0, 1.0
+    not_finite = tl.sum(norm2, 0) * 0  # NaN where a number is not finite
+    product = tl.zeros([64], tl.float32)
+    largest_gradient = tl.zeros([64], tl.float32)
+    for c in range(0, packed_channels, BLOCK):
+        maps = row[:, None] * packed_channels + c + number
+        means = image * packed_channels + c + tl.arange(0, BLOCK)
+        v = tl.load(values + maps).to(tl.float32)
+        source_excess = tl.maximum(source_excess, _excess(v, tl.load(mean_value + means)))
+        not_finite += tl.sum(tl.sum(v, 1), 0) * 0
+        if BACKWARD:
+            g = tl.load(gradient + maps).to(tl.float32)
+            target_excess = tl.maximum(target_excess, _excess(g, tl.load(mean_gradient + means)))
+            product += tl.sum(g * tl.load(output + maps).to(tl.float32), 1)
+            largest_gradient = tl.maximum(largest_gradient, tl.max(tl.abs(g), 1))
+            not_finite += tl.sum(tl.sum(g, 1), 0) * 0
 
+    half = tl.abs(scale) * norm2 / 2
+    tl.store(source_peak + tile, _peak(half, inside, tl.log(source_excess) + not_finite))
     target = half - scale * norm2
     if BACKWARD:
-        g = tl.load(gradient + maps).to(tl.float32)
-        product = tl.sum(g * tl.load(output + maps).to(tl.float32), 1)
         tl.store(delta + row, product)
         where = image * stride_n + y.to(tl.int64) * stride_y + x.to(tl.int64) * stride_x
         known = tl.load(log_denominator_in + where, mask=inside, other=0.0)
         tl.store(log_denominator + row, known)
         target -= known
-        extra += 0 * tl.sum(product + known, 0)
-        extra += _log_excess(g, tl.load(mean_gradient + image * CHANNELS + channel))
+        not_finite += tl.sum(product + known, 0) * 0
         # Nothing flows back from a target without an upstream gradient.
-        inside &= tl.max(tl.abs(g), 1) > 0
-    tl.store(target_peak + tile, _peak(target, inside, extra))
+        inside &= largest_gradient > 0
+    tl.store(target_peak + tile, _peak(target, inside, tl.log(target_excess) + not_finite))
 
 
 @triton.jit

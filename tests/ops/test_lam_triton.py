@@ -53,11 +53,11 @@ CASES: dict[str, Case] = {
     "odd": normal_case(3, 5, 7, 7, 9, sigma=2.5, scale=0.7),
     "odd, eps": normal_case(2, 64, 21, 13, 17, sigma=2.5, eps=1e-3),
     "D 100, C 60": normal_case(1, 100, 60, 16, 24, sigma=3.0, eps=1e-7, scale=1.3),
-    "D 300, C 130": normal_case(1, 300, 130, 9, 10, sigma=3.0),
+    "D 300, C 130": normal_case(1, 300, 130, 7, 9, sigma=3.0),
     "D 1": normal_case(1, 1, 3, 9, 23, sigma=2.0),
     "negative scale": normal_case(1, 16, 3, 9, 12, scale=-1.0, eps=1e-3),
     "large guard": normal_case(1, 9, 2, 10, 11, eps=3.0),
-    "many tiles": normal_case(1, 3, 2, 17, 97, sigma=0.7),
+    "many tiles": normal_case(1, 3, 2, 17, 57, sigma=0.7),
 }
 
 
@@ -75,9 +75,7 @@ def test_float32(name: str) -> None:
 HOSTILE = [
     ("far pixel 1e3", 1e-7),
     ("far pixel 1e5", 0.0),
-    ("hot value", 0.0),
     ("unseen hot gradient", 1e-7),
-    ("two far clusters", 0.0),
     ("one gradient", 0.0),
     ("sigma 1e-20", 0.0),
 ]
@@ -127,13 +125,20 @@ def test_any_layout(layout: str) -> None:
 
 
 @interpreted
-@pytest.mark.parametrize("number", [math.nan, math.inf])
-@pytest.mark.parametrize("tensor", ["features", "values", "grad_output"])
+@pytest.mark.parametrize(
+    ("tensor", "number"),
+    [
+        ("features", math.nan),
+        ("features", math.inf),
+        ("values", math.inf),
+        ("grad_output", math.nan),
+    ],
+)
 def test_non_finite_numbers_show(tensor: str, number: float) -> None:
     from blpseg_ops.reference.lam import lam_backward, lam_forward
 
     # sigma is so small that the pixel's tile would be left out by all but its neighbours.
-    finite = normal_case(2, 6, 3, 9, 40, sigma=0.5).to(torch.float32)
+    finite = normal_case(2, 6, 3, 5, 32, sigma=0.5).to(torch.float32)
     changed = getattr(finite, tensor).clone()
     changed[1, 1, 3, 4] = number
     case = replace(finite, **{tensor: changed})
@@ -172,7 +177,7 @@ def test_far_tiles_are_left_out() -> None:
 
     case = random_case(torch.ones(1, 4, 8, 800), sigma=2.0).to(torch.float32)
     grid, numbers = Grid.of(case.features, 1), lam_tiles.Numbers.of(*case.numbers)
-    packed = pack(case.features, grid, 16), pack(case.values, grid, 16)
+    packed = pack(case.features, grid, 64), pack(case.values, grid, 32)
     lists, counts = lam_tiles.list_tiles(
         lam_tiles.describe(*packed, grid, numbers), grid, numbers, together=1, symmetric=False
     )
