@@ -100,6 +100,11 @@ def backward(family: str, dtype: torch.dtype, dims: int, channels: int, eps: flo
     return Launch(constants, warps, num_stages=2)
 
 
+def bound_precision(family: str) -> str:
+    """How the products of bounds are made, which are rounded up."""
+    return "ieee" if family == "gfx942" else "tf32"
+
+
 KERNELS: dict[str, Callable[..., Launch]] = {"forward": forward, "backward": backward}
 
 

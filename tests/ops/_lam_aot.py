@@ -26,6 +26,7 @@ KERNELS = {
     "pack": lam_pack.pack_kernel,
     "describe": lam_tiles.describe_kernel,
     "list": lam_tiles.list_kernel,
+    "refine": lam_tiles.refine_kernel,
 }
 # Every family's least shared memory a block, in bytes.
 SHARED_MEMORY = {"sm_80": 99 << 10, "sm_90": 227 << 10, "sm_100": 227 << 10, "gfx942": 64 << 10}
@@ -34,7 +35,9 @@ _POINTERS = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*f
 _MAPS = {"features", "values", "gradient", "output", "grad_features", "grad_values"}
 _MAPS |= {"maps", "packed"}
 _FLOAT_ARRAYS = {"own_product", "delta", "log_denominator", "log_denominator_in", "low", "high"}
-_FLOAT_ARRAYS |= {"source_peak", "target_peak", "mean_value", "mean_gradient"}
+_FLOAT_ARRAYS |= {"source_peak", "target_peak", "source_bound", "target_bound", "axes"}
+_FLOAT_ARRAYS |= {"mean_value", "mean_gradient"}
+_INTEGER_ARRAYS = {"lists", "counts", "candidates", "candidate_counts"}
 _FLOATS = {"scale", "precision", "log_eps", "log_negligible"}
 
 
@@ -46,14 +49,24 @@ class Resources(NamedTuple):
     spilled: int  # NVIDIA: bytes of stack; AMD: registers
 
 
-def preparations() -> Iterator[tuple[str, torch.dtype, Launch]]:
+def preparations(family: str) -> Iterator[tuple[str, torch.dtype, Launch]]:
     """The launches of the kernels before the main ones, in float32."""
-    for name, constants in (
-        ("pack", {"BLOCK": lam_pack.PACKED}),
-        ("describe", {"BACKWARD": True, "BLOCK": lam_pack.PACKED}),
-        ("list", {"TOGETHER": 2, "SYMMETRIC": True, "BLOCK": lam_tiles.CANDIDATES}),
+    for name, constants, warps in (
+        ("pack", {"BLOCK": lam_pack.PACKED}, 4),
+        ("describe", {"BACKWARD": True, "BLOCK": lam_pack.PACKED}, 4),
+        ("list", {"TOGETHER": 2, "SYMMETRIC": True, "BLOCK": lam_tiles.CANDIDATES}, 4),
+        (
+            "refine",
+            {
+                "TARGETS": 128,
+                "SYMMETRIC": True,
+                "INPUT_PRECISION": lam_config.bound_precision(family),
+                "BLOCK": lam_tiles.CANDIDATES,
+            },
+            8,
+        ),
     ):
-        yield name, torch.float32, Launch(constants, num_warps=4, num_stages=3)
+        yield name, torch.float32, Launch(constants, warps, num_stages=3)
 
 
 def compile_kernel(name: str, dtype: torch.dtype, launch: Launch, family: str) -> Resources:
@@ -86,7 +99,7 @@ def _type(arg: str, dtype: torch.dtype, launch: Launch) -> str:
         return "*fp32"
     if arg in _FLOATS:
         return "fp32"
-    return "*i32" if arg in {"lists", "counts"} else "i32"
+    return "*i32" if arg in _INTEGER_ARRAYS else "i32"
 
 
 def _read_nvidia(cubin: bytes) -> tuple[int, int]:
@@ -114,7 +127,7 @@ def _table() -> Iterator[str]:
     yield "| chip | kernel | dtype | constants | warps, stages | shared KiB | registers | spilled |"
     yield "|---|---|---|---|---|---|---|---|"
     for family in lam_config.FAMILIES:
-        for name, dtype, launch in (*lam_config.every(family), *preparations()):
+        for name, dtype, launch in (*lam_config.every(family), *preparations(family)):
             used = compile_kernel(name, dtype, launch, family)
             cells: tuple[Any, ...] = (
                 family,
