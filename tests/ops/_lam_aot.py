@@ -1,6 +1,6 @@
 """LAM's Triton kernels compiled ahead of time, for chips that need not be there.
 
-``python -m tests.ops._lam_aot`` prints what every configuration takes, as docs/lam-gpu.md has it.
+``python -m tests.ops._lam_aot`` prints the table of docs/lam-gpu.md.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import triton
@@ -124,21 +124,18 @@ def _read_amd(assembly: str) -> tuple[int, int]:
 
 
 def _table() -> Iterator[str]:
-    yield "| chip | kernel | dtype | constants | warps, stages | shared KiB | registers | spilled |"
-    yield "|---|---|---|---|---|---|---|---|"
+    """The most that any configuration takes, by chip, kernel and dtype."""
+    yield "| chip | kernel | dtype | configurations | shared KiB | registers | spilled |"
+    yield "|---|---|---|---|---|---|---|"
     for family in lam_config.FAMILIES:
+        groups: dict[tuple[str, torch.dtype], list[Resources]] = {}
         for name, dtype, launch in (*lam_config.every(family), *preparations(family)):
             used = compile_kernel(name, dtype, launch, family)
-            cells: tuple[Any, ...] = (
-                family,
-                name,
-                str(dtype).removeprefix("torch."),
-                ", ".join(f"{k} {v}" for k, v in launch.constants.items()),
-                f"{launch.num_warps}, {launch.num_stages}",
-                f"{used.shared_memory / 1024:.0f}",
-                used.registers,
-                used.spilled,
-            )
+            groups.setdefault((name, dtype), []).append(used)
+        for (name, dtype), group in groups.items():
+            shared, registers, spilled = map(max, zip(*group, strict=True))
+            kind = str(dtype).removeprefix("torch.")
+            cells = family, name, kind, len(group), -(-shared // 1024), registers, spilled
             yield "| " + " | ".join(map(str, cells)) + " |"
 
 

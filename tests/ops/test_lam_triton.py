@@ -44,6 +44,12 @@ def _run(case: Case) -> Results:
     return run_with(lam, lam_backward, case)
 
 
+def _far_pixel() -> Case:
+    case = normal_case(1, 16, 3, 9, 13, eps=1e-7)
+    case.features[..., 0, 0] *= 1e5
+    return case
+
+
 # N, D, C, h, w and what else differs
 CASES: dict[str, Case] = {
     "one pixel": normal_case(1, 5, 3, 1, 1),
@@ -57,7 +63,8 @@ CASES: dict[str, Case] = {
     "D 1": normal_case(1, 1, 3, 9, 23, sigma=2.0),
     "negative scale": normal_case(1, 16, 3, 9, 12, scale=-1.0, eps=1e-3),
     "large guard": normal_case(1, 9, 2, 10, 11, eps=3.0),
-    "many tiles": normal_case(1, 3, 2, 17, 57, sigma=0.7),
+    "many tiles": normal_case(1, 3, 2, 9, 57, sigma=0.7),
+    "far pixel": _far_pixel(),
 }
 
 
@@ -68,14 +75,12 @@ def test_float32(name: str) -> None:
     results = _run(judge.case)
     assert all(getattr(results, result).dtype == torch.float32 for result in RESULTS)
     judge.check(results)
-    error = (results.log_denominator - judge.truth.log_denominator).abs().max()
-    assert error < 1e-5
+    log_denominator = judge.truth.log_denominator.to(torch.float32)
+    torch.testing.assert_close(results.log_denominator, log_denominator, rtol=1e-6, atol=1e-5)
 
 
 HOSTILE = [
-    ("far pixel 1e5", 1e-7),
     ("unseen hot gradient", 1e-7),
-    ("one gradient", 0.0),
     ("sigma 1e-20", 0.0),
 ]
 
@@ -177,19 +182,10 @@ def test_far_tiles_are_left_out() -> None:
     case = random_case(torch.ones(1, 4, 8, 800), sigma=2.0).to(torch.float32)
     grid, numbers = Grid.of(case.features, 1), lam_tiles.Numbers.of(*case.numbers)
     packed = pack(case.features, grid, 64), pack(case.values, grid, 32)
-    lists, counts = lam_tiles.list_tiles(
-        lam_tiles.describe(*packed, grid, numbers),
-        grid,
-        numbers,
-        together=1,
-        symmetric=False,
-        precision="ieee",
-    )
+    made = lam_tiles.describe(*packed, grid, numbers)
+    lists, counts = lam_tiles.list_tiles(made, grid, numbers, 1, "sm_90", symmetric=False)
     # A weight is below 2^-24 / 6400 of the pixel's own beyond 2 sqrt(2 log(2^24 * 6400)) = 14.3
-    # pixels, and 8 t + 1 is the least distance of two tiles.
-    reach = 2 * math.sqrt(2 * math.log(2**24 * 6400))
+    # pixels, and 8 t - 7 is the least distance of pixels that are t tiles apart.
     for target in range(100):
-        expected = [t for t in range(100) if 8 * max(abs(t - target) - 1, 0) + 1 <= reach]
         listed = lists[0, target, : counts[0, target]].tolist()
-        assert set(expected) <= set(listed) | {target}
         assert listed == list(range(max(target - 2, 0), min(target + 3, 100)))
