@@ -78,12 +78,17 @@ def call(run: Run, case: Case, inputs: tuple[Tensor, Tensor, Tensor]) -> tuple[T
 
 def _embedded_photo(name: str, h: int, w: int) -> Tensor:  # [1, D, h, w]
     """The model's embedding, freshly initialised, of a photo that scikit-image ships."""
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        features = blpseg_ops.LocalAggregation(DIM).embed(normalised_photo(name, h, w))
+    return features.contiguous()
+
+
+def normalised_photo(name: str, h: int, w: int) -> Tensor:  # [1, 3, 4 h, 4 w]
+    """A photo that scikit-image ships, as a network gets it."""
     import skimage.data  # the rest of this file does without
 
     photo = torch.from_numpy(getattr(skimage.data, name)()).permute(2, 0, 1)[None] / 255
     photo = F.interpolate(photo, (4 * h, 4 * w), mode="bilinear", antialias=True)
     mean, deviation = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]])[..., None, None]
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        features = blpseg_ops.LocalAggregation(DIM).embed((photo - mean) / deviation)
-    return features.contiguous()
+    return (photo - mean) / deviation

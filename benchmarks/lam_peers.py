@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import flex_attention
 
 import blpseg_ops
-from benchmarks.lam_cases import CHANNELS, DIM, Case, Run
+from benchmarks.lam_cases import Case, Run
 
 
 def _ours(case: Case) -> Run:
@@ -42,10 +42,12 @@ def _sdpa(case: Case) -> Run:
     bias = _log_gaussian(case)
 
     def run(features: Tensor, values: Tensor) -> Tensor:
-        query = _tokens(features)
-        padded = F.pad(_tokens(values), (0, DIM - CHANNELS))  # the fused kernel wants equal widths
-        output = F.scaled_dot_product_attention(query, query, padded, attn_mask=bias, scale=1.0)
-        return _maps(output[..., :CHANNELS], case)
+        query, channels = _tokens(features), values.shape[1]
+        # The fused kernel wants equal widths.
+        padded = F.pad(_tokens(values), (0, features.shape[1] - channels))
+        mask = bias.to(query.dtype)
+        output = F.scaled_dot_product_attention(query, query, padded, attn_mask=mask, scale=1.0)
+        return _maps(output[..., :channels], case)
 
     return run
 

@@ -33,6 +33,8 @@ def report() -> str:
         lines.append(f"  CUDA kernels  {_status(_native.CUDA_PROBLEM, cuda)}")
         if info["cuda"] is not None and _native.CUDA_PROBLEM is not None:
             lines.append(f"                ({cuda})")
+    triton = _status(_native.TRITON_PROBLEM, "compiled at first use")
+    lines.append(f"  Triton        {triton}")
     lines += ["", 'backends, best first ("auto" takes the first)']
     devices = ("cpu", "cuda")
     width = max(map(len, backends.OPS)) + 2

@@ -1,8 +1,8 @@
-"""Loads the native libraries, and keeps what there is to say where that does not work.
+"""Loads the kernels, and keeps what there is to say where that does not work.
 
-``blpseg_ops._C`` (CPU kernels) and ``libblpseg_cuda.so`` register their kernels with torch's
-dispatcher when they are loaded. Without them every op runs on its reference; the cause is shown
-once, at first use, and by ``python -m blpseg_ops`` in full.
+``blpseg_ops._C`` (CPU kernels), ``libblpseg_cuda.so`` and ``blpseg_ops.triton`` register their
+kernels with torch's dispatcher when they are loaded. Without them every op runs on its reference;
+the cause is shown once, at first use, and by ``python -m blpseg_ops`` in full.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def _load_cuda() -> str | None:
     if problem is not None:
         return problem
     if not torch.backends.cuda.is_built():
-        return f"built, but not loaded: this torch ({torch.__version__}) is built without CUDA"
+        return f"built, but not loaded: {_no_cuda()}"
     try:
         torch.ops.load_library(str(CUDA_LIBRARY))
     except OSError as error:
@@ -63,8 +63,24 @@ def _load_cuda() -> str | None:
     return None
 
 
+def _load_triton() -> str | None:
+    """Load the Triton kernels where torch has CUDA; return why they are missing, or None."""
+    if not torch.backends.cuda.is_built():  # true of a torch for AMD's GPUs, too
+        return f"not loaded: {_no_cuda()}"
+    try:
+        importlib.import_module("blpseg_ops.triton.lam")
+    except ImportError as error:
+        return f"Triton does not load: {error}"
+    return None
+
+
+def _no_cuda() -> str:
+    return f"this torch ({torch.__version__}) is built without CUDA"
+
+
 CPU_PROBLEM: str | None = _load_cpu()
 CUDA_PROBLEM: str | None = _load_cuda()
+TRITON_PROBLEM: str | None = _load_triton()
 
 
 def build_info() -> BuildInfo | None:

@@ -36,6 +36,8 @@ if _native.CUDA_PROBLEM is None:
     for _op in OPS:
         if _op != "lam":
             register(_op, "cuda", "cuda")
+if _native.TRITON_PROBLEM is None:
+    register("lam", "cuda", "triton")
 
 
 def available(op: str, device_type: str) -> tuple[str, ...]:

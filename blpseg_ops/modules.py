@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -17,6 +19,10 @@ class LocalAggregation(nn.Module):
     The embedding is made from the normalised image alone: zero-padded right and bottom to whole
     patches, a ``patch`` x ``patch`` convolution of that stride, LayerNorm over channels and a 1x1
     convolution. It stays in float32 under autocast, since |f|^2 reaches hundreds.
+
+    Whatever ``dim`` is, the embedding spans ``in_channels * patch**2 + 2`` dimensions at most, 50
+    as published. GPUs therefore get its coordinates in those, with the same output and the same
+    gradients; :meth:`embed` always returns the embedding itself.
 
     Args:
         dim: Channels D of the embedding.
@@ -61,12 +67,47 @@ class LocalAggregation(nn.Module):
         images: Tensor,  # [N, 3, H, W]
     ) -> Tensor:  # [N, D, ceil(H / patch), ceil(W / patch)]
         """The features in which pixels are compared."""
+        features: Tensor = self.conv(self._normed(images))
+        return features
+
+    def coordinates(
+        self,
+        images: Tensor,  # [N, 3, H, W]
+    ) -> Tensor:  # [N, in_channels * patch^2 + 2, ceil(H / patch), ceil(W / patch)]
+        """The embedding f as Q^T f, in an orthonormal basis Q of all that it can be.
+
+        Products of features are the same, and so is the gradient of what depends on f by them, with
+        Q taken as constant: it is a sum of features and hence Q times the gradient of Q^T f.
+        """
+        basis = self._basis()
+        weight = torch.einsum("dr,dkyx->rkyx", basis, self.conv.weight)
+        return F.conv2d(self._normed(images), weight, self.conv.bias @ basis)
+
+    def _normed(self, images: Tensor) -> Tensor:  # [N, 3, H, W] -> [N, D, h, w]
         height, width = images.shape[2:]
         padded = F.pad(images, (0, -width % self.patch, 0, -height % self.patch))
         patches = self.proj(padded)
-        normed = self.norm(patches.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-        features: Tensor = self.conv(normed)
-        return features
+        return self.norm(patches.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+    @torch.no_grad()
+    def _basis(self) -> Tensor:  # [D, in_channels * patch^2 + 2]
+        """An orthonormal basis of the embedding's span, coordinates that vary most coming first.
+
+        LayerNorm takes the mean off, divides by a number a pixel and applies gain and bias, so the
+        embedding is a combination of what the rest makes of proj's columns and its bias, plus one
+        constant. Photos vary smoothly: a patch's columns are taken by frequency.
+        """
+        gain = self.conv.weight[:, :, 0, 0] * self.norm.weight
+        gain = gain - gain.mean(1, keepdim=True)
+        place = torch.arange(self.patch, dtype=gain.dtype, device=gain.device)
+        waves = torch.cos(math.pi / self.patch * (place + 0.5) * place[:, None])  # [k, place]
+        columns = torch.einsum("dcyx,ky,lx->dklc", self.proj.weight, waves, waves).flatten(1, 2)
+        columns = columns[:, (place[:, None] + place).flatten().argsort(stable=True)].flatten(1)
+        constant = self.conv.weight[:, :, 0, 0] @ self.norm.bias + self.conv.bias
+        average, rest = columns.tensor_split([self.proj.in_channels], 1)
+        span = torch.cat([gain @ average, (gain @ self.proj.bias)[:, None], gain @ rest], 1)
+        span = torch.cat([span, constant[:, None]], 1)
+        return torch.linalg.qr(span.double())[0].to(span.dtype)
 
     def forward(
         self,
@@ -96,10 +137,18 @@ class LocalAggregation(nn.Module):
                 f"images {list(images.shape)} and patch {self.patch}, got {list(logits.shape)}"
             )
         with torch.autocast(images.device.type, enabled=False):
-            features = self.embed(images.to(self.proj.weight.dtype))
+            images = images.to(self.proj.weight.dtype)
+            features = self.coordinates(images) if self._gains() else self.embed(images)
         return lam(
             features, logits, self.sigma, eps=self.eps, scale=self.scale, backend=self.backend
         )
+
+    def _gains(self) -> bool:
+        """Whether coordinates are worth their making: the CPU's kernel finds them by itself."""
+        return self.proj.weight.is_cuda and self.proj.out_channels > max(64, self._rank())
+
+    def _rank(self) -> int:
+        return self.proj.in_channels * self.patch**2 + 2
 
     def extra_repr(self) -> str:
         """The numbers, for print(module)."""

@@ -60,15 +60,16 @@ class Results:
 
 def run_kernel(case: Case) -> Results:
     """Forward and backward by the operators."""
-    return _run(torch.ops.blpseg.lam, torch.ops.blpseg.lam_backward, case)
+    return run_with(torch.ops.blpseg.lam, torch.ops.blpseg.lam_backward, case)
 
 
 def run_reference(case: Case) -> Results:
     """Forward and backward by the reference, in the case's own dtype."""
-    return _run(lam_forward, lam_backward, case)
+    return run_with(lam_forward, lam_backward, case)
 
 
-def _run(forward: Operator, backward: Operator, case: Case) -> Results:
+def run_with(forward: Operator, backward: Operator, case: Case) -> Results:
+    """Forward and backward by functions of the operators' signatures."""
     saved = forward(case.features, case.values, *case.numbers)
     inputs = case.grad_output, case.features, case.values
     return Results(*saved, *backward(*inputs, *saved, *case.numbers))

@@ -1,14 +1,33 @@
-"""On a CUDA device: the kernels against the CPU's, and every golden file on the device."""
+"""On a CUDA device: the kernels against the CPU's, and every golden file on the device.
+
+``benchmarks/gpu_suite.sh`` runs those named sanitizer under compute-sanitizer, too.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import fields
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 import blpseg_ops
 from blpseg_ops import backends
+
+from ._lam_inputs import (
+    HOSTILE,
+    RESULTS,
+    Case,
+    Judge,
+    Results,
+    assert_equal,
+    hostile,
+    normal_case,
+    run_kernel,
+    run_reference,
+)
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 
@@ -18,6 +37,7 @@ EXACT = {"rtol": 0.0, "atol": 1e-10}
 
 def test_the_kernel_is_loaded() -> None:
     assert backends.available("upsample_argmax", "cuda")[0] == "cuda"
+    assert backends.available("lam", "cuda")[0] == "triton"
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
@@ -106,3 +126,144 @@ def test_golden_objective(golden_loss: dict[str, Any], pseudo: bool) -> None:
     torch.testing.assert_close(annotation.grad, g["grad_annotation_logits"], **EXACT)
     if pseudo:
         torch.testing.assert_close(labels, g["pseudo_labels"])
+
+
+def _on_device(case: Case) -> Results:
+    results = run_kernel(case.map(Tensor.cuda))
+    return Results(*(getattr(results, field.name).cpu() for field in fields(Results)))
+
+
+# N, D, C, h, w, eps
+LAM_SIZES = [
+    (1, 1, 1, 1, 1, 0.0),
+    (2, 300, 60, 1, 37, 1e-7),
+    (3, 5, 7, 7, 9, 1e-3),
+    (2, 64, 21, 33, 31, 0.0),
+    (1, 128, 171, 20, 50, 1e-7),
+    (1, 256, 21, 48, 40, 0.0),
+    (1, 512, 256, 17, 23, 1e-3),
+    (1, 50, 21, 96, 96, 1e-7),
+]
+
+
+@pytest.mark.parametrize("size", LAM_SIZES, ids=str)
+def test_lam_in_float32(size: tuple[int, int, int, int, int, float]) -> None:
+    *shape, eps = size
+    judge = Judge(normal_case(*shape, sigma=2.5, eps=eps, scale=0.7))
+    judge.check(_on_device(judge.case))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("size", LAM_SIZES, ids=str)
+def test_lam_multiplies_halves_as_given(
+    size: tuple[int, int, int, int, int, float], dtype: torch.dtype
+) -> None:
+    *shape, eps = size
+    case = normal_case(*shape, sigma=2.5, eps=eps, scale=0.7).to(dtype)
+    results, truth = _on_device(case), Judge(case).truth
+    # Shares and gradients of scores are rounded to the dtype, and so is what comes out.
+    tolerance = 4 * torch.finfo(dtype).eps
+    for name in ("output", "grad_features", "grad_values"):
+        result, wanted = getattr(results, name), getattr(truth, name)
+        assert result.dtype == dtype
+        error = (result - wanted).abs().max()
+        assert error <= tolerance * wanted.abs().max() + 1e-12, f"{name}: off by {error:.1e}"
+
+
+@pytest.mark.parametrize("eps", [0.0, 1e-7])
+@pytest.mark.parametrize("name", HOSTILE)
+def test_lam_on_hostile_inputs(name: str, eps: float) -> None:
+    judge = hostile(name, eps)
+    judge.check(_on_device(judge.case))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_lam_is_the_same_every_time(dtype: torch.dtype) -> None:
+    case = normal_case(4, 50, 21, 60, 70, eps=1e-7).to(dtype).map(Tensor.cuda)
+    expected = run_kernel(case)
+    for _ in range(3):
+        assert_equal(run_kernel(case), expected)
+
+
+def test_lam_in_float64_is_the_reference() -> None:
+    case = normal_case(1, 5, 3, 9, 11).map(Tensor.cuda)
+    assert_equal(run_kernel(case), run_reference(case))
+
+
+def test_lam_of_any_layout() -> None:
+    layouts: list[Callable[[Tensor], Tensor]] = [
+        lambda x: x.contiguous(memory_format=torch.channels_last),
+        lambda x: x.mT.contiguous().mT,
+        lambda x: x[:1].expand(x.shape),
+    ]
+    for layout in layouts:
+        case = normal_case(2, 9, 5, 17, 23).to(torch.float32).map(Tensor.cuda).map(layout)
+        assert_equal(run_kernel(case), run_kernel(case.map(Tensor.contiguous)))
+
+
+def test_lam_with_offsets_beyond_32_bits() -> None:
+    case = normal_case(2, 3, 3, 11, 10).to(torch.bfloat16).map(Tensor.cuda)
+    room = torch.empty(2**31 + 2**30, dtype=torch.bfloat16, device="cuda")
+    far = room.as_strided((2, 3, 11, 10), (2**31 + 5, 2**14, 2**7, 1))
+    expected = run_kernel(case)
+    far.copy_(case.features)
+    results = run_kernel(Case(far, case.values, case.grad_output))
+    assert_equal(results, expected)
+
+
+def test_lam_shows_what_is_not_finite() -> None:
+    case = normal_case(2, 6, 3, 40, 40, sigma=0.5).to(torch.float32).map(Tensor.cuda)
+    case.values[1, 1, 3, 4] = torch.inf
+    results, expected = run_kernel(case), run_reference(case)
+    for name in RESULTS:
+        assert not (getattr(results, name).isfinite() & ~getattr(expected, name).isfinite()).any()
+        assert getattr(results, name)[0].isfinite().all()
+
+
+def test_local_aggregation_trains_under_a_cuda_graph_and_autocast() -> None:
+    module = blpseg_ops.LocalAggregation(sigma=3.0, eps=1e-7).cuda()
+    images, logits = torch.randn(2, 3, 64, 80).cuda(), torch.randn(2, 21, 16, 20).cuda()
+
+    def step() -> tuple[Tensor, ...]:
+        with torch.autocast("cuda", torch.bfloat16):
+            output = module(images, logits)
+        assert output.dtype == torch.float32
+        return output.detach(), *torch.autograd.grad(output.square().sum(), module.parameters())
+
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        expected = step()  # compiles the kernels, outside of the capture
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = step()
+    graph.replay()
+    for got, wanted in zip(captured, expected, strict=True):
+        torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-5 * wanted.abs().max().item())
+
+
+def test_local_aggregation_agrees_with_the_cpu() -> None:
+    module = blpseg_ops.LocalAggregation(sigma=3.0).double()
+    images = torch.randn(2, 3, 50, 70, dtype=torch.float64)
+    logits = torch.randn(2, 5, 13, 18, dtype=torch.float64)
+
+    def step(device: str, dtype: torch.dtype) -> tuple[Tensor, ...]:
+        twin = module.to(device, dtype)
+        output = twin(images.to(device, dtype), logits.to(device, dtype))
+        return output.detach(), *torch.autograd.grad(output.square().sum(), twin.parameters())
+
+    expected = step("cpu", torch.float64)
+    for got, wanted in zip(step("cuda", torch.float32), expected, strict=True):
+        assert (got.cpu() - wanted).abs().max() <= 1e-3 * wanted.abs().max()
+
+
+@pytest.mark.parametrize("eps", [0.0, 1e-7])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_sanitizer_lam(dtype: torch.dtype, eps: float) -> None:
+    for size in ((1, 50, 21, 9, 19), (1, 256, 60, 17, 8)):
+        results = run_kernel(normal_case(*size, eps=eps).to(dtype).map(Tensor.cuda))
+        assert all(getattr(results, name).isfinite().all() for name in RESULTS)
+
+
+def test_sanitizer_upsample_argmax() -> None:
+    assert blpseg_ops.upsample_argmax(torch.randn(1, 21, 9, 7).cuda(), (33, 29)).max() < 21

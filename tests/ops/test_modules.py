@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import sys
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -73,6 +74,56 @@ def test_local_aggregation_trains_its_embedding(rng: torch.Generator) -> None:
     for name, parameter in module.named_parameters():
         assert parameter.grad is not None, name
     assert module.proj.weight.grad.abs().max() > 0
+
+
+@pytest.mark.parametrize("dim", [256, 70])
+def test_coordinates_stand_for_the_embedding(dim: int, rng: torch.Generator) -> None:
+    module = LocalAggregation(dim=dim, sigma=1.5, eps=1e-3, scale=0.05).double()
+    with torch.no_grad():  # as after training: no gain of 1, no bias of 0
+        for parameter in (*module.norm.parameters(), module.proj.bias, module.conv.bias):
+            parameter += 0.3 * torch.randn(parameter.shape, generator=rng, dtype=torch.float64)
+    images = torch.randn(2, 3, 17, 30, generator=rng, dtype=torch.float64)
+    logits = torch.randn(2, 4, 5, 8, generator=rng, dtype=torch.float64)
+    gradient = torch.randn(logits.shape, generator=rng, dtype=torch.float64)
+
+    def run(embed: Callable[[Tensor], Tensor]) -> tuple[Tensor, ...]:
+        features = embed(images)
+        output = blpseg_ops.lam(features, logits, 1.5, eps=1e-3, scale=0.05)
+        return output.detach(), *torch.autograd.grad(output, module.parameters(), gradient)
+
+    coordinates = module.coordinates(images)
+    assert coordinates.shape == (2, 50, 5, 8)
+    products = torch.einsum("ndyx,ndyx->nyx", coordinates, coordinates)
+    expected = module.embed(images).square().sum(1)
+    torch.testing.assert_close(products, expected, rtol=1e-12, atol=0)
+    names = ["output", *(name for name, _ in module.named_parameters())]
+    for name, got, wanted in zip(names, run(module.coordinates), run(module.embed), strict=True):
+        assert wanted.abs().max() > 0, name
+        error = (got - wanted).abs().max() / wanted.abs().max()
+        assert error < 1e-11, name
+
+
+def test_where_they_gain_coordinates_are_what_lam_gets(
+    rng: torch.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = LocalAggregation(dim=128, sigma=1.5).double()
+    images = torch.randn(1, 3, 12, 12, generator=rng, dtype=torch.float64)
+    logits = torch.randn(1, 2, 3, 3, generator=rng, dtype=torch.float64)
+    expected = module(images, logits)
+    monkeypatch.setattr(module, "_gains", lambda: True)
+    monkeypatch.setattr(module, "embed", None)
+    torch.testing.assert_close(module(images, logits), expected, rtol=1e-11, atol=1e-12)
+
+
+def test_coordinates_of_a_degenerate_embedding(rng: torch.Generator) -> None:
+    module = LocalAggregation(dim=128).double()
+    with torch.no_grad():
+        module.proj.weight[:, 1] = module.proj.weight[:, 0]  # two colours are one
+        for bias in (module.proj.bias, module.conv.bias, module.norm.bias):
+            bias.zero_()
+    images = torch.randn(1, 3, 12, 12, generator=rng, dtype=torch.float64)
+    squares = (module.coordinates(images).square().sum(1), module.embed(images).square().sum(1))
+    torch.testing.assert_close(*squares, rtol=1e-12, atol=0)
 
 
 def test_modules_copy_and_keep_their_state() -> None:

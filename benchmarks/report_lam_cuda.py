@@ -1,0 +1,44 @@
+"""Tables of ``lam`` on a GPU: ``python -m benchmarks.report_lam_cuda RESULTS.json > TABLES.md``."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+
+def tables(result: dict[str, Any]) -> Iterator[str]:
+    """Markdown, line by line: a table for each case, and the share of the matrix rate."""
+    info = result["machine_info"]
+    yield f"{info['gpu']}; torch {info['torch']}, blpseg {info['blpseg']}"
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for benchmark in result["benchmarks"]:
+        groups.setdefault(benchmark["group"], []).append(benchmark)
+    products = groups.pop("bfloat16 matrix product", [])
+    rate = max((_rate(b) for b in products), default=0.0)
+    if rate:
+        yield f"\nPlain bfloat16 matrix product: {rate / 1e12:.0f} TFLOP/s"
+    for group, benchmarks in groups.items():
+        if not group.startswith("lam on the GPU"):
+            continue
+        yield f"\n{group}\n\n| | ms | peak MB | errors |\n|---|---|---|---|"
+        for benchmark in benchmarks:
+            extra, seconds = benchmark["extra_info"], benchmark["stats"]["median"]
+            errors = ", ".join(f"{error:.1e}" for error in extra.get("errors", {}).values())
+            name = extra["peer"]
+            if rate and not extra["backward"] and extra["sigma"] > extra["w"] / 2:
+                done = 2 * extra["n"] * (extra["h"] * extra["w"]) ** 2
+                share = done * (extra["dims"] + extra["channels"]) / seconds / rate
+                name += f" ({share:.0%} of the matrix rate)"
+            yield f"| {name} | {1e3 * seconds:.3g} | {extra['peak_bytes'] / 1e6:.4g} | {errors} |"
+
+
+def _rate(benchmark: dict[str, Any]) -> float:
+    return benchmark["extra_info"]["operations"] / benchmark["stats"]["median"]
+
+
+if __name__ == "__main__":
+    for line in tables(json.loads(Path(sys.argv[1]).read_text())):
+        print(line)

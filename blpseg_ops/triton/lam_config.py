@@ -1,0 +1,133 @@
+"""How LAM's kernels are launched: a fixed table, so that the first call tunes nothing.
+
+Every configuration that the table may choose is compiled ahead of time in the tests, for each
+family of chips, where shared memory, registers and spills are held to the chips' limits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from itertools import product
+from typing import NamedTuple
+
+import torch
+
+MOST_DIMS = 512
+MOST_CHANNELS = 256
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+# Chips that take the same table: by their matrix units, and sm_80 by the 99 KiB of shared memory of
+# its smallest member.
+FAMILIES = ("sm_80", "sm_90", "sm_100", "gfx942")
+
+
+class Launch(NamedTuple):
+    """What a kernel is compiled with."""
+
+    constants: dict[str, bool | int | str]
+    num_warps: int
+    num_stages: int
+
+
+def family_of(arch: str) -> str:
+    """The family of a chip, "sm_" and its compute capability or AMD's name for it."""
+    if arch.startswith("gfx"):
+        return "gfx942"
+    return {"sm_90": "sm_90", "sm_100": "sm_100", "sm_103": "sm_100"}.get(arch, "sm_80")
+
+
+def packed_dims(dims: int) -> int:
+    """The number of features that packed tiles hold for D: 64, or a multiple of 128."""
+    return 64 if dims <= 64 else -(-dims // 128) * 128
+
+
+def packed_channels(channels: int) -> int:
+    """The number of channels that packed tiles hold for C: 32, or a multiple of 64."""
+    return 32 if channels <= 32 else -(-channels // 64) * 64
+
+
+def forward(family: str, dtype: torch.dtype, dims: int, channels: int, eps: float) -> Launch:
+    """Of the forward kernel, for packed numbers of features and channels."""
+    if dtype == torch.float32:
+        targets, warps, stages = 64, 4, 2
+        whole = dims == 64 and family != "sm_100"
+        block = 64 if whole else 32
+        sources = 32 if channels == 32 else 16
+        if family == "sm_90" and channels == 32 and dims == 64:
+            sources = 64  # its matrix units read the targets' features anew for every product
+    else:
+        targets, warps, stages = 128, 8, 3 if family == "sm_90" else 2
+        whole = _is_whole(family, dims)
+        block = dims if whole else 128
+        sources = 64
+    constants = {
+        "HAS_EPS": eps > 0,
+        "TARGETS": targets,
+        "SOURCES": sources,
+        "WHOLE": whole,
+        "BLOCK": block,
+        "SLICE": min(channels, 64),
+        "INPUT_PRECISION": _input_precision(family),
+    }
+    return Launch(constants, warps, stages)
+
+
+def backward(family: str, dtype: torch.dtype, dims: int, channels: int, eps: float) -> Launch:
+    """Of the backward kernel, for packed numbers of features and channels."""
+    targets, warps, sources = 64, 4, 32
+    if dtype == torch.float32:
+        whole, block, features = False, 32, 64
+        if channels > 32 or family == "sm_100":
+            sources = 16
+    else:
+        whole = _is_whole(family, dims)
+        block, features = dims if whole else 128, min(dims, 128)
+        if family != "gfx942":
+            targets, warps = 128, 8
+        if not whole:
+            sources = 16
+    constants = {
+        "HAS_EPS": eps > 0,
+        "TARGETS": targets,
+        "SOURCES": sources,
+        "WHOLE_D": whole,
+        "WHOLE_C": channels == 32,
+        "BLOCK_D": block,
+        "BLOCK_C": 32,
+        "SLICE_D": features,
+        "SLICE_C": min(channels, 64),
+        "INPUT_PRECISION": _input_precision(family),
+    }
+    return Launch(constants, warps, num_stages=2)
+
+
+def bound_precision(family: str) -> str:
+    """How the products of bounds are made, which are rounded up."""
+    return "ieee" if family == "gfx942" else "tf32"
+
+
+KERNELS: dict[str, Callable[..., Launch]] = {"forward": forward, "backward": backward}
+
+
+def every(family: str) -> Iterator[tuple[str, torch.dtype, Launch]]:
+    """All that the table may choose for a family, each once."""
+    seen = []
+    dims = sorted({packed_dims(d) for d in range(1, MOST_DIMS + 1)})
+    channels = sorted({packed_channels(c) for c in range(1, MOST_CHANNELS + 1)})
+    for name, dtype, d, c, eps in product(KERNELS, DTYPES, dims, channels, (0.0, 1.0)):
+        choice = name, dtype, KERNELS[name](family, dtype, d, c, eps)
+        if choice not in seen:
+            seen.append(choice)
+            yield choice
+
+
+def _is_whole(family: str, dims: int) -> bool:
+    """Whether all of a pixel's features, of 16 bits, stay in shared memory.
+
+    128 would, but gains little over the loop that 384 and 512 need anyway.
+    """
+    return dims == 64 or (dims == 256 and family in ("sm_90", "sm_100"))
+
+
+def _input_precision(family: str) -> str:
+    """How float32 is multiplied: to float32's own precision, or nearly."""
+    return "ieee" if family == "gfx942" else "tf32x3"

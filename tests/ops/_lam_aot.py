@@ -1,0 +1,144 @@
+"""LAM's Triton kernels compiled ahead of time, for chips that need not be there.
+
+``python -m tests.ops._lam_aot`` prints the table of docs/lam-gpu.md.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from blpseg_ops.triton import lam_backward, lam_config, lam_forward, lam_pack, lam_tiles
+from blpseg_ops.triton.lam_config import Launch
+
+KERNELS = {
+    "forward": lam_forward.forward_kernel,
+    "backward": lam_backward.backward_kernel,
+    "pack": lam_pack.pack_kernel,
+    "describe": lam_tiles.describe_kernel,
+    "list": lam_tiles.list_kernel,
+    "refine": lam_tiles.refine_kernel,
+}
+# Every family's least shared memory a block, in bytes.
+SHARED_MEMORY = {"sm_80": 99 << 10, "sm_90": 227 << 10, "sm_100": 227 << 10, "gfx942": 64 << 10}
+
+_POINTERS = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16"}
+_MAPS = {"features", "values", "gradient", "output", "grad_features", "grad_values"}
+_MAPS |= {"maps", "packed"}
+_FLOAT_ARRAYS = {"own_product", "delta", "log_denominator", "log_denominator_in", "low", "high"}
+_FLOAT_ARRAYS |= {"source_peak", "target_peak", "source_bound", "target_bound", "axes"}
+_FLOAT_ARRAYS |= {"mean_value", "mean_gradient"}
+_INTEGER_ARRAYS = {"lists", "counts", "candidates", "candidate_counts"}
+_FLOATS = {"scale", "precision", "log_eps", "log_negligible"}
+
+
+class Resources(NamedTuple):
+    """What a compiled kernel takes."""
+
+    shared_memory: int  # bytes a block
+    registers: int  # a thread
+    spilled: int  # NVIDIA: bytes of stack; AMD: registers
+
+
+def preparations(family: str) -> Iterator[tuple[str, torch.dtype, Launch]]:
+    """The launches of the kernels before the main ones, in float32."""
+    for name, constants, warps in (
+        ("pack", {"BLOCK": lam_pack.PACKED}, 4),
+        ("describe", {"BACKWARD": True, "BLOCK": lam_pack.PACKED}, 4),
+        ("list", {"TOGETHER": 2, "SYMMETRIC": True, "BLOCK": lam_tiles.CANDIDATES}, 4),
+        (
+            "refine",
+            {
+                "TARGETS": 128,
+                "SYMMETRIC": True,
+                "INPUT_PRECISION": lam_config.bound_precision(family),
+                "BLOCK": lam_tiles.CANDIDATES,
+            },
+            8,
+        ),
+    ):
+        yield name, torch.float32, Launch(constants, warps, num_stages=3)
+
+
+def compile_kernel(name: str, dtype: torch.dtype, launch: Launch, family: str) -> Resources:
+    """Compile one kernel for a family's namesake."""
+    kernel = KERNELS[name]
+    signature = {arg: _type(arg, dtype, launch) for arg in kernel.arg_names}
+    aligned = {
+        (i,): [["tt.divisibility", 16]]
+        for i, (arg, kind) in enumerate(signature.items())
+        if kind.startswith("*") or arg.startswith("packed_")
+    }
+    source = ASTSource(kernel, signature, constexprs=launch.constants, attrs=aligned)
+    options = {"num_warps": launch.num_warps, "num_stages": launch.num_stages}
+    if family.startswith("gfx"):
+        compiled = triton.compile(source, target=GPUTarget("hip", family, 64), options=options)
+        registers, spilled = _read_amd(compiled.asm["amdgcn"])
+    else:
+        target = GPUTarget("cuda", int(family.removeprefix("sm_")), 32)
+        compiled = triton.compile(source, target=target, options=options)
+        registers, spilled = _read_nvidia(compiled.asm["cubin"])
+    return Resources(compiled.metadata.shared, registers, spilled)
+
+
+def _type(arg: str, dtype: torch.dtype, launch: Launch) -> str:
+    if arg in launch.constants:
+        return "constexpr"
+    if arg in _MAPS:
+        return _POINTERS[dtype]
+    if arg in _FLOAT_ARRAYS:
+        return "*fp32"
+    if arg in _FLOATS:
+        return "fp32"
+    return "*i32" if arg in _INTEGER_ARRAYS else "i32"
+
+
+def _read_nvidia(cubin: bytes) -> tuple[int, int]:
+    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        usage = subprocess.run(
+            [tool, "-res-usage", file.name], capture_output=True, text=True, check=True
+        ).stdout
+    found = re.search(r"REG:(\d+) STACK:(\d+)", usage)
+    assert found is not None, usage
+    return int(found[1]), int(found[2])
+
+
+def _read_amd(assembly: str) -> tuple[int, int]:
+    count, spilled = (
+        int(re.findall(rf"\.{key}:\s*(\d+)", assembly)[0])
+        for key in ("vgpr_count", "vgpr_spill_count")
+    )
+    return count, spilled
+
+
+def _table() -> Iterator[str]:
+    """The most that any configuration takes, by chip, kernel and dtype."""
+    yield "| chip | kernel | dtype | configurations | shared KiB | registers | spilled |"
+    yield "|---|---|---|---|---|---|---|"
+    for family in lam_config.FAMILIES:
+        groups: dict[tuple[str, torch.dtype], list[Resources]] = {}
+        for name, dtype, launch in (*lam_config.every(family), *preparations(family)):
+            used = compile_kernel(name, dtype, launch, family)
+            groups.setdefault((name, dtype), []).append(used)
+        for (name, dtype), group in groups.items():
+            shared, registers, spilled = map(max, zip(*group, strict=True))
+            kind = str(dtype).removeprefix("torch.")
+            cells = family, name, kind, len(group), -(-shared // 1024), registers, spilled
+            yield "| " + " | ".join(map(str, cells)) + " |"
+
+
+if __name__ == "__main__":
+    for line in _table():
+        print(line, flush=True)

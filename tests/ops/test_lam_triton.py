@@ -1,0 +1,191 @@
+"""LAM's Triton kernels, forward and backward, in Triton's interpreter: no GPU is needed.
+
+Triton decides when it is imported whether it interprets, so these tests run in a process of their
+own, which the only test of the other process starts. To work on them:
+``TRITON_INTERPRET=1 pytest tests/ops/test_lam_triton.py``.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from ._lam_inputs import RESULTS, Case, Judge, Results, hostile, normal_case, random_case, run_with
+
+pytest.importorskip("triton", reason="no Triton for this platform")
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+interpreted = pytest.mark.skipif(not INTERPRETED, reason="runs in the interpreter's process")
+
+
+@pytest.mark.skipif(INTERPRETED, reason="this is the interpreter's process")
+def test_in_the_interpreter() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "--quiet", __file__],
+        env={**os.environ, "TRITON_INTERPRET": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def _run(case: Case) -> Results:
+    from blpseg_ops.triton.lam import lam, lam_backward
+
+    return run_with(lam, lam_backward, case)
+
+
+def _far_pixel() -> Case:
+    case = normal_case(1, 16, 3, 9, 13, eps=1e-7)
+    case.features[..., 0, 0] *= 1e5
+    return case
+
+
+# N, D, C, h, w and what else differs
+CASES: dict[str, Case] = {
+    "one pixel": normal_case(1, 5, 3, 1, 1),
+    "one pixel, eps": normal_case(2, 1, 1, 1, 1, eps=1e-3),
+    "one row": normal_case(1, 48, 3, 1, 37, sigma=2.0, eps=1e-7),
+    "one column": normal_case(1, 5, 1, 35, 1, sigma=2.0),
+    "odd": normal_case(3, 5, 7, 7, 9, sigma=2.5, scale=0.7),
+    "odd, eps": normal_case(2, 64, 21, 13, 17, sigma=2.5, eps=1e-3),
+    "D 100, C 60": normal_case(1, 100, 60, 16, 24, sigma=3.0, eps=1e-7, scale=1.3),
+    "D 300, C 130": normal_case(1, 300, 130, 7, 9, sigma=3.0),
+    "D 1": normal_case(1, 1, 3, 9, 23, sigma=2.0),
+    "negative scale": normal_case(1, 16, 3, 9, 12, scale=-1.0, eps=1e-3),
+    "large guard": normal_case(1, 9, 2, 10, 11, eps=3.0),
+    "many tiles": normal_case(1, 3, 2, 9, 57, sigma=0.7),
+    "far pixel": _far_pixel(),
+}
+
+
+@interpreted
+@pytest.mark.parametrize("name", CASES)
+def test_float32(name: str) -> None:
+    judge = Judge(CASES[name])
+    results = _run(judge.case)
+    assert all(getattr(results, result).dtype == torch.float32 for result in RESULTS)
+    judge.check(results)
+    log_denominator = judge.truth.log_denominator.to(torch.float32)
+    torch.testing.assert_close(results.log_denominator, log_denominator, rtol=1e-6, atol=1e-5)
+
+
+HOSTILE = [
+    ("unseen hot gradient", 1e-7),
+    ("sigma 1e-20", 0.0),
+]
+
+
+@interpreted
+@pytest.mark.parametrize(("name", "eps"), HOSTILE)
+def test_hostile_inputs(name: str, eps: float) -> None:
+    judge = hostile(name, eps)
+    judge.check(_run(judge.case))
+
+
+@interpreted
+def test_float16_multiplies_as_given() -> None:
+    case = normal_case(2, 20, 5, 11, 13, sigma=2.5, eps=1e-3).to(torch.float16)
+    results, judge = _run(case), Judge(case)
+    for name in ("output", "grad_features", "grad_values"):
+        result, truth = getattr(results, name), getattr(judge.truth, name)
+        assert result.dtype == torch.float16
+        # Shares and gradients of scores are rounded to 11 bits, and so is what comes out.
+        assert (result - truth).abs().max() <= 2**-9 * truth.abs().max()
+    assert results.log_denominator.dtype == torch.float32
+
+
+def _wider(x: Tensor) -> Tensor:  # strides of 2 and 3, an offset
+    n, c, h, w = x.shape
+    room = torch.full((n + 1, 2 * c, h + 3, 3 * w), math.nan, dtype=x.dtype)
+    room[1:, ::2, 2:-1, 1::3] = x
+    return room[1:, ::2, 2:-1, 1::3]
+
+
+LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "transposed": lambda x: x.mT.contiguous().mT,
+    "channels_last": lambda x: x.contiguous(memory_format=torch.channels_last),
+    "strided, with an offset": _wider,
+    "one image for all": lambda x: x[:1].expand(x.shape),
+}
+
+
+@interpreted
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_any_layout(layout: str) -> None:
+    laid_out = normal_case(2, 9, 5, 7, 9, eps=1e-7).to(torch.float32).map(LAYOUTS[layout])
+    results, expected = _run(laid_out), _run(laid_out.map(torch.Tensor.contiguous))
+    for name in RESULTS:
+        assert torch.equal(getattr(results, name), getattr(expected, name)), name
+
+
+@interpreted
+@pytest.mark.parametrize(
+    ("tensor", "number"),
+    [
+        ("features", math.nan),
+        ("features", math.inf),
+        ("values", math.inf),
+        ("grad_output", math.nan),
+    ],
+)
+def test_non_finite_numbers_show(tensor: str, number: float) -> None:
+    from blpseg_ops.reference.lam import lam_backward, lam_forward
+
+    # sigma is so small that the pixel's tile would be left out by all but its neighbours.
+    finite = normal_case(2, 6, 3, 5, 32, sigma=0.5).to(torch.float32)
+    changed = getattr(finite, tensor).clone()
+    changed[1, 1, 3, 4] = number
+    case = replace(finite, **{tensor: changed})
+    results, expected = _run(case), run_with(lam_forward, lam_backward, case)
+    for name in RESULTS:
+        hidden = getattr(results, name).isfinite() & ~getattr(expected, name).isfinite()
+        assert not hidden.any(), name
+        assert getattr(results, name)[0].isfinite().all(), name
+
+
+@interpreted
+def test_what_the_kernels_do_not_take_goes_to_the_reference() -> None:
+    from blpseg_ops.reference.lam import lam_backward, lam_forward
+
+    for case in (
+        normal_case(1, 3, 2, 4, 5),  # float64
+        normal_case(1, 3, 257, 2, 2).to(torch.float32),
+        normal_case(1, 513, 2, 2, 2).to(torch.float32),
+    ):
+        results, expected = _run(case), run_with(lam_forward, lam_backward, case)
+        for name in RESULTS:
+            assert torch.equal(getattr(results, name), getattr(expected, name)), name
+
+
+@interpreted
+def test_empty_batch() -> None:
+    results = _run(normal_case(0, 4, 3, 20, 20).to(torch.float32))
+    assert results.output.shape == results.grad_values.shape == (0, 3, 20, 20)
+    assert results.grad_features.shape == (0, 4, 20, 20)
+
+
+@interpreted
+def test_far_tiles_are_left_out() -> None:
+    from blpseg_ops.triton import lam_tiles
+    from blpseg_ops.triton.lam_pack import Grid, pack
+
+    case = random_case(torch.ones(1, 4, 8, 800), sigma=2.0).to(torch.float32)
+    grid, numbers = Grid.of(case.features, 1), lam_tiles.Numbers.of(*case.numbers)
+    packed = pack(case.features, grid, 64), pack(case.values, grid, 32)
+    made = lam_tiles.describe(*packed, grid, numbers)
+    lists, counts = lam_tiles.list_tiles(made, grid, numbers, 1, "sm_90", symmetric=False)
+    # A weight is below 2^-24 / 6400 of the pixel's own beyond 2 sqrt(2 log(2^24 * 6400)) = 14.3
+    # pixels, and 8 t - 7 is the least distance of pixels that are t tiles apart.
+    for target in range(100):
+        listed = lists[0, target, : counts[0, target]].tolist()
+        assert listed == list(range(max(target - 2, 0), min(target + 3, 100)))
