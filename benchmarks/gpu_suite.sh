@@ -32,7 +32,8 @@ if command -v compute-sanitizer; then
       "$python" -m pytest --quiet tests/ops/test_cuda.py -k "sanitizer"
   done
 fi
-step 240 "benchmarks" "$python" -m pytest --quiet benchmarks/bench_lam_cuda.py \
+step 240 "benchmarks" "$python" -m pytest --quiet \
+  benchmarks/bench_lam_cuda.py benchmarks/bench_upsample_argmax.py \
   --benchmark-only --benchmark-disable-gc --benchmark-json="$results/$device.json"
 step 10 "tables" bash -c "'$python' -m benchmarks.report_lam_cuda '$results/$device.json' \
   | tee '$results/$device.md'"

@@ -36,7 +36,7 @@ SAMPLES = 8  # tiles by which it is decided whether to look at pairs of pixels
 
 _AXES = tl.constexpr(AXES)
 _SAMPLES = tl.constexpr(SAMPLES)
-_HUGE = tl.constexpr(1e37)  # a peak that no distance takes enough off
+_HUGE = tl.constexpr(1e37)  # a bound that no distance takes enough off
 
 
 class Tiles(NamedTuple):
@@ -65,7 +65,7 @@ class Numbers(NamedTuple):
     def of(sigma: float, eps: float, scale: float) -> Numbers:
         """From those of the operator."""
         # Beyond 1e30 a neighbour's weight is 0 all the same, and the pixel's own is not 0 * inf.
-        precision = min(1 / (2 * sigma**2), 1e30) if sigma > 1e-15 else 1e30
+        precision = min(0.5 / sigma / sigma, 1e30)
         return Numbers(scale, precision, math.log(eps) if eps > 0 else -math.inf)
 
 
