@@ -23,19 +23,24 @@ device=$("$python" -c 'import torch; print(torch.cuda.get_device_name().lower().
 
 step 120 "build" "$python" -m pip install --quiet --no-build-isolation --no-deps -e .
 step 10 "what is there" "$python" -m blpseg_ops
-step 120 "tests" "$python" -m pytest --quiet tests/ops/test_cuda.py tests/ops/test_modules.py
+tests="tests/ops/test_cuda.py tests/ops/test_losses_cuda.py"
+step 120 "tests" "$python" -m pytest --quiet $tests tests/ops/test_modules.py
 if command -v compute-sanitizer; then
   for tool in memcheck racecheck; do
     # Triton's own launches and torch's allocator are told apart from our errors by the exit status.
     step 60 "$tool" env PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool "$tool" \
       --error-exitcode 1 --target-processes all \
-      "$python" -m pytest --quiet tests/ops/test_cuda.py -k "sanitizer"
+      "$python" -m pytest --quiet $tests -k "sanitizer or (kinds and float32)"
   done
 fi
-step 240 "benchmarks" "$python" -m pytest --quiet \
-  benchmarks/bench_lam_cuda.py benchmarks/bench_upsample_argmax.py \
-  --benchmark-only --benchmark-disable-gc --benchmark-json="$results/$device.json"
-step 10 "tables" bash -c "'$python' -m benchmarks.report_lam_cuda '$results/$device.json' \
-  | tee '$results/$device.md'"
+# In files of their own, so that running out of time costs one only.
+measure() { # SECONDS NAME BENCHMARK...
+  local limit=$1 json="$results/$device-$2.json"
+  step "$limit" "benchmarks: $2" "$python" -m pytest --quiet "${@:3}" \
+    --benchmark-only --benchmark-disable-gc --benchmark-json="$json"
+  step 10 "tables: $2" bash -c "'$python' -m benchmarks.report_cuda '$json' | tee '${json%.json}.md'"
+}
+measure 150 lam benchmarks/bench_lam_cuda.py benchmarks/bench_upsample_argmax.py
+measure 120 losses benchmarks/bench_losses.py -k "cuda and (K 21 or not compiled)"
 echo "all: $SECONDS s"
 exit "$failed"

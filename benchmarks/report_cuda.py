@@ -1,4 +1,4 @@
-"""Tables of ``lam`` on a GPU: ``python -m benchmarks.report_lam_cuda RESULTS.json > TABLES.md``."""
+"""Tables of what ran on a GPU: ``python -m benchmarks.report_cuda RESULTS.json > TABLES.md``."""
 
 from __future__ import annotations
 
@@ -21,18 +21,22 @@ def tables(result: dict[str, Any]) -> Iterator[str]:
     if rate:
         yield f"\nPlain bfloat16 matrix product: {rate / 1e12:.0f} TFLOP/s"
     for group, benchmarks in groups.items():
-        if not group.startswith("lam on the GPU"):
-            continue
         yield f"\n{group}\n\n| | ms | peak MB | errors |\n|---|---|---|---|"
         for benchmark in benchmarks:
             extra, seconds = benchmark["extra_info"], benchmark["stats"]["median"]
             errors = ", ".join(f"{error:.1e}" for error in extra.get("errors", {}).values())
-            name = extra["peer"]
-            if rate and not extra["backward"] and extra["sigma"] > extra["w"] / 2:
+            peak = f"{extra['peak_bytes'] / 1e6:.4g}" if "peak_bytes" in extra else ""
+            name = extra.get("peer", benchmark["name"])
+            if rate and group.startswith("lam") and _is_dense(extra):
                 done = 2 * extra["n"] * (extra["h"] * extra["w"]) ** 2
                 share = done * (extra["dims"] + extra["channels"]) / seconds / rate
                 name += f" ({share:.0%} of the matrix rate)"
-            yield f"| {name} | {1e3 * seconds:.3g} | {extra['peak_bytes'] / 1e6:.4g} | {errors} |"
+            yield f"| {name} | {1e3 * seconds:.3g} | {peak} | {errors} |"
+
+
+def _is_dense(case: dict[str, Any]) -> bool:
+    """Whether all pairs of pixels count, in a forward pass of LAM."""
+    return not case["backward"] and case["sigma"] > case["w"] / 2
 
 
 def _rate(benchmark: dict[str, Any]) -> float:
