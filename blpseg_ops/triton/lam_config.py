@@ -1,7 +1,8 @@
 """How LAM's kernels are launched: a fixed table, so that the first call tunes nothing.
 
-Every configuration that the table may choose is compiled ahead of time in the tests, for each
-family of chips, where shared memory, registers and spills are held to the chips' limits.
+What the table may choose is compiled ahead of time in the tests, for each family of chips, where
+shared memory, registers and spills are held to the chips' limits (with eps > 0; all of it is in
+benchmarks/results/lam-aot.md).
 """
 
 from __future__ import annotations

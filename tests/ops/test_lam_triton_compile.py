@@ -1,4 +1,4 @@
-"""Every configuration of LAM's Triton kernels fits the chips that it is for."""
+"""LAM's Triton kernels, as the table launches them, fit the chips that they are for."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ._lam_aot import SHARED_MEMORY, compile_kernel, preparations
 
 
 def _launches(family: str) -> list[tuple[str, torch.dtype, Launch]]:
-    """All but what differs only in taking less: without eps, and float16, which is as bfloat16."""
+    """All with the eps term; float16 is left out, for it takes what bfloat16 takes."""
     largest = [
         (name, dtype, launch)
         for name, dtype, launch in lam_config.every(family)
