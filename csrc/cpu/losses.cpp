@@ -9,10 +9,9 @@
 #include <memory>
 #include <stdexcept>
 #include <string>
-#include <tuple>
 
 #include "capability.h"
-#include "loss_checks.h"
+#include "loss_ops.h"
 #include "loss_strip.h"
 #include "parallel.h"
 
@@ -94,19 +93,15 @@ void gather_gradients(const LossCall<T>& call, T* grad_seg, T* grad_annotation,
   }
 }
 
-void refuse_wrong(const char* op, const std::vector<LossSums>& of_image, int64_t classes,
-                  int64_t ignore_index) {
-  LossSums all;
-  for (const LossSums& sums : of_image) all.add(sums);
-  if (all.wrong.place == WrongLabel().place) return;
-  // As blpseg_ops/_checks.py says it; pybind11 makes it a ValueError.
-  throw std::invalid_argument(
-      std::string(op) + ": target must hold 0.." + std::to_string(classes - 1) + " (a class), " +
-      std::to_string(classes) + " (unlabelled) or " + std::to_string(ignore_index) +
-      " (ignore), got " + std::to_string(all.wrong.value));
+void refuse_wrong(const LossInputs& inputs, const WrongLabel& wrong) {
+  if (wrong.place == WrongLabel().place) return;
+  const std::string unlabelled = std::to_string(inputs.classes());
+  // As blpseg_ops/_checks.py says it, which makes it a ValueError again.
+  throw std::invalid_argument(std::string(inputs.op) + ": target must hold 0.." +
+                              std::to_string(inputs.classes() - 1) + " (a class), " + unlabelled +
+                              " (unlabelled) or " + std::to_string(inputs.ignore_index) +
+                              " (ignore), got " + std::to_string(wrong.value));
 }
-
-// --- Numbers in and out -------------------------------------------------------------------------
 
 double number_at(const Tensor& tensor, int64_t index = 0) {
   const int64_t place = tensor.dim() > 0 ? index * tensor.stride(0) : 0;
@@ -127,241 +122,121 @@ Tensor write_numbers(const Tensor& like, const std::vector<int64_t>& size,
   return tensor;
 }
 
-// The BLP loss and its weight sums [N].
-std::tuple<Tensor, Tensor> finish_blp(const Tensor& like, const std::vector<LossSums>& of_image) {
-  double loss = 0;
-  std::vector<double> weight_sums;
-  for (const LossSums& sums : of_image) {
-    loss += sums.blp / (sums.blp_weight + kGuard);
-    weight_sums.push_back(sums.blp_weight);
-  }
-  const int64_t images = of_image.size();
-  return {write_numbers(like, {}, {loss / std::max<int64_t>(images, 1)}),
-          write_numbers(like, {images}, weight_sums)};
-}
-
-// The annotation loss and its weight sum [].
-std::tuple<Tensor, Tensor> finish_annotation(const Tensor& like,
-                                             const std::vector<LossSums>& of_image,
-                                             double unlabeled_weight) {
-  LossSums all;
-  for (const LossSums& sums : of_image) all.add(sums);
-  const double weight_sum = all.labelled_count + unlabeled_weight * all.unlabelled_count;
-  const double total = all.labelled + unlabeled_weight * all.unlabelled;
-  return {write_numbers(like, {}, {total / (weight_sum > 0 ? weight_sum : 1)}),
-          write_numbers(like, {}, {weight_sum})};
-}
-
-double blp_share(const Tensor& grad_loss, const Tensor& weight_sum, int64_t n) {
-  return number_at(grad_loss) / ((number_at(weight_sum, n) + kGuard) * weight_sum.numel());
-}
-
-double annotation_share(const Tensor& grad_loss, const Tensor& weight_sum) {
-  const double normaliser = number_at(weight_sum);
-  return number_at(grad_loss) / (normaliser > 0 ? normaliser : 1);
-}
-
 template <typename T>
-LossCall<T> make_call(const Tensor* seg, const Tensor* annotation, const Tensor& target,
-                      int64_t classes, int64_t ignore_index, double gamma = 0) {
+LossCall<T> make_call(const LossInputs& inputs) {
   using A = accumulate_t<T>;
   const auto view = [](const Tensor* logits) {
     return logits ? std::optional<View4<T>>(*logits) : std::nullopt;
   };
-  return {view(seg), view(annotation),      LabelMap(target, classes, ignore_index), std::nullopt,
-          classes,   static_cast<A>(gamma), loss_kernels<A>(cpu_capability())};
+  return {view(inputs.seg),
+          view(inputs.annotation),
+          LabelMap(inputs.target, inputs.classes(), inputs.ignore_index),
+          std::nullopt,
+          inputs.classes(),
+          static_cast<A>(inputs.gamma),
+          loss_kernels<A>(cpu_capability())};
 }
 
-// Makes the terms of each row, after its pseudo labels, which `labels` receives.
+// Makes the terms of each row, after its pseudo labels.
 template <typename T>
-std::vector<LossSums> sum_labelled_rows(const LossCall<T>& call, const LossTerms& terms,
-                                        const Tensor& class_present, double threshold,
-                                        int64_t ignore_index, Tensor& labels) {
-  const View<bool, 2> view(class_present);
+std::vector<LossSums> label_and_sum_rows(const LossCall<T>& call, const LossTerms& terms,
+                                         int64_t ignore_index, LabelsToMake& to_make) {
+  const View<bool, 2> view(to_make.present);
   const int64_t images = view.size[0], height = call.target.size(1), width = call.target.size(2);
   const std::unique_ptr<bool[]> present(new bool[images * call.classes]);
   for (int64_t n = 0; n < images; ++n)
     for (int64_t k = 0; k < call.classes; ++k) present[n * call.classes + k] = *view.at(n, k);
   std::vector<LossSums> of_image;
-  dispatch_label(labels.scalar_type(), [&](auto label) {
-    auto* out = static_cast<decltype(label)*>(labels.mutable_data_ptr());
+  dispatch_label(to_make.labels.scalar_type(), [&](auto label) {
+    auto* out = static_cast<decltype(label)*>(to_make.labels.mutable_data_ptr());
     of_image = sum_rows(call, [&](auto& rows, const auto& strip, int64_t n, int64_t y, auto& sums) {
       const int32_t* row = rows.label(n, y, terms, present.get() + n * call.classes,
-                                      static_cast<accumulate_t<T>>(threshold), sums);
+                                      static_cast<accumulate_t<T>>(to_make.threshold), sums);
       write_labels(row, strip.count, ignore_index, out + (n * height + y) * width + strip.first);
     });
   });
   return of_image;
 }
 
-template <typename T>
-std::vector<LossSums> sum_plain_rows(const LossCall<T>& call, const LossTerms& terms) {
-  return sum_rows(call, [&](auto& rows, const auto&, int64_t n, int64_t y, auto& sums) {
-    rows.add_terms(n, y, terms, sums);
-  });
-}
-
-Tensor new_gradient(const Tensor& logits) {
-  return torch::stable::new_zeros(logits,
-                                  {logits.size(0), logits.size(1), logits.size(2), logits.size(3)});
-}
-
-template <typename T>
-T* data_of(Tensor& tensor) {
-  return static_cast<T*>(tensor.mutable_data_ptr());
-}
-
-// --- The operators -------------------------------------------------------------------------------
-
-std::tuple<Tensor, Tensor> blp_loss(const Tensor& seg, const Tensor& annotation,
-                                    const Tensor& target, double gamma, int64_t ignore_index) {
-  check_both("blp_loss", seg, annotation);
-  check_label_map("blp_loss", "target", target, seg);
-  const int64_t classes = seg.size(1);
+Losses forward(const LossInputs& inputs, LabelsToMake* to_make) {
+  const LossTerms terms = {inputs.wants_blp, inputs.wants_annotation};
   std::vector<LossSums> of_image;
-  dispatch_floating("blp_loss", "seg_logits", seg.scalar_type(), [&](auto element) {
-    using T = decltype(element);
-    const auto call = make_call<T>(&seg, &annotation, target, classes, ignore_index, gamma);
-    of_image = sum_plain_rows(call, {true, false});
+  dispatch_floating(inputs.op, inputs.name_of_any(), inputs.any().scalar_type(), [&](auto element) {
+    const auto call = make_call<decltype(element)>(inputs);
+    if (to_make)
+      of_image = label_and_sum_rows(call, terms, inputs.ignore_index, *to_make);
+    else
+      of_image = sum_rows(call, [&](auto& rows, const auto&, int64_t n, int64_t y, auto& sums) {
+        rows.add_terms(n, y, terms, sums);
+      });
   });
-  refuse_wrong("blp_loss", of_image, classes, ignore_index);
-  return finish_blp(seg, of_image);
+
+  LossSums all;
+  double blp = 0;
+  std::vector<double> weight_sums;
+  for (const LossSums& sums : of_image) {
+    all.add(sums);
+    blp += sums.blp / (sums.blp_weight + kGuard);
+    weight_sums.push_back(sums.blp_weight);
+  }
+  refuse_wrong(inputs, all.wrong);
+  const Tensor& like = inputs.any();
+  Losses losses;
+  if (inputs.wants_blp) {
+    losses.blp = write_numbers(like, {}, {blp / std::max<int64_t>(inputs.images(), 1)});
+    losses.blp_weight_sum = write_numbers(like, {inputs.images()}, weight_sums);
+  }
+  if (inputs.wants_annotation) {
+    const double weight = all.labelled_count + inputs.unlabeled_weight * all.unlabelled_count;
+    const double total = all.labelled + inputs.unlabeled_weight * all.unlabelled;
+    losses.annotation = write_numbers(like, {}, {total / (weight > 0 ? weight : 1)});
+    losses.annotation_weight_sum = write_numbers(like, {}, {weight});
+  }
+  return losses;
 }
 
-Tensor blp_loss_backward(const Tensor& grad_loss, const Tensor& seg, const Tensor& annotation,
-                         const Tensor& target, const Tensor& weight_sum, double gamma,
-                         int64_t ignore_index) {
-  const char* const op = "blp_loss_backward";
-  check_both(op, seg, annotation);
-  check_label_map(op, "target", target, seg);
-  check_wide(op, "grad_loss", grad_loss, seg, {});
-  check_wide(op, "weight_sum", weight_sum, seg, {seg.size(0)});
-  Tensor grad = new_gradient(seg);
-  dispatch_floating(op, "seg_logits", seg.scalar_type(), [&](auto element) {
-    using T = decltype(element);
-    const auto call = make_call<T>(&seg, &annotation, target, seg.size(1), ignore_index, gamma);
-    gather_gradients<T>(call, data_of<T>(grad), nullptr, [&](int64_t n) {
-      return LossShares{blp_share(grad_loss, weight_sum, n), 0, 0};
-    });
-  });
-  return grad;
+LossShares shares_of(const LossInputs& inputs, const Upstream& of_blp,
+                     const Upstream& of_annotation, int64_t n) {
+  LossShares shares = {};
+  if (inputs.wants_blp)
+    shares.blp = number_at(*of_blp.grad_loss) /
+                 ((number_at(*of_blp.weight_sum, n) + kGuard) * inputs.images());
+  if (inputs.wants_annotation) {
+    const double weight = number_at(*of_annotation.weight_sum);
+    shares.labelled = number_at(*of_annotation.grad_loss) / (weight > 0 ? weight : 1);
+    shares.unlabelled = inputs.unlabeled_weight * shares.labelled;
+  }
+  return shares;
 }
 
-std::tuple<Tensor, Tensor> annotation_loss(const Tensor& annotation, const Tensor& target,
-                                           double unlabeled_weight, int64_t ignore_index) {
-  check_maps("annotation_loss", "annotation_logits", annotation, 2);
-  check_label_map("annotation_loss", "target", target, annotation);
-  const int64_t classes = annotation.size(1) - 1;
-  std::vector<LossSums> of_image;
-  const ScalarType dtype = annotation.scalar_type();
-  dispatch_floating("annotation_loss", "annotation_logits", dtype, [&](auto element) {
-    using T = decltype(element);
-    const auto call = make_call<T>(nullptr, &annotation, target, classes, ignore_index);
-    of_image = sum_plain_rows(call, {false, true});
-  });
-  refuse_wrong("annotation_loss", of_image, classes, ignore_index);
-  return finish_annotation(annotation, of_image, unlabeled_weight);
+std::optional<Tensor> zeros_like(bool wanted, const Tensor* logits) {
+  if (!wanted) return std::nullopt;
+  return torch::stable::new_zeros(
+      *logits, {logits->size(0), logits->size(1), logits->size(2), logits->size(3)});
 }
 
-Tensor annotation_loss_backward(const Tensor& grad_loss, const Tensor& annotation,
-                                const Tensor& target, const Tensor& weight_sum,
-                                double unlabeled_weight, int64_t ignore_index) {
-  const char* const op = "annotation_loss_backward";
-  check_maps(op, "annotation_logits", annotation, 2);
-  check_label_map(op, "target", target, annotation);
-  check_wide(op, "grad_loss", grad_loss, annotation, {});
-  check_wide(op, "weight_sum", weight_sum, annotation, {});
-  Tensor grad = new_gradient(annotation);
-  const double share = annotation_share(grad_loss, weight_sum);
-  dispatch_floating(op, "annotation_logits", annotation.scalar_type(), [&](auto element) {
+Gradients backward(const LossInputs& inputs, const Tensor& blp_target, const Upstream& of_blp,
+                   const Upstream& of_annotation) {
+  Gradients grads = {zeros_like(inputs.wants_blp, inputs.seg),
+                     zeros_like(inputs.wants_annotation, inputs.annotation)};
+  dispatch_floating(inputs.op, inputs.name_of_any(), inputs.any().scalar_type(), [&](auto element) {
     using T = decltype(element);
-    const auto call =
-        make_call<T>(nullptr, &annotation, target, annotation.size(1) - 1, ignore_index);
-    gather_gradients<T>(call, nullptr, data_of<T>(grad),
-                        [&](int64_t) { return LossShares{0, share, share * unlabeled_weight}; });
+    const auto data_of = [](std::optional<Tensor>& grad) {
+      return grad ? static_cast<T*>(grad->mutable_data_ptr()) : nullptr;
+    };
+    auto call = make_call<T>(inputs);
+    if (&blp_target != &inputs.target)
+      call.blp_target.emplace(blp_target, inputs.classes(), inputs.ignore_index);
+    gather_gradients<T>(call, data_of(grads.seg), data_of(grads.annotation),
+                        [&](int64_t n) { return shares_of(inputs, of_blp, of_annotation, n); });
   });
-  return grad;
-}
-
-Tensor pseudo_labels(const Tensor& seg, const Tensor& target, const Tensor& class_present,
-                     double threshold, int64_t ignore_index) {
-  check_maps("pseudo_labels", "seg_logits", seg, 1);
-  check_label_map("pseudo_labels", "target", target, seg);
-  check_present("pseudo_labels", class_present, seg);
-  const int64_t classes = seg.size(1);
-  Tensor labels = new_labels(target, classes, ignore_index);
-  std::vector<LossSums> of_image;
-  dispatch_floating("pseudo_labels", "seg_logits", seg.scalar_type(), [&](auto element) {
-    using T = decltype(element);
-    const auto call = make_call<T>(&seg, nullptr, target, classes, ignore_index);
-    of_image =
-        sum_labelled_rows(call, {false, false}, class_present, threshold, ignore_index, labels);
-  });
-  refuse_wrong("pseudo_labels", of_image, classes, ignore_index);
-  return labels;
-}
-
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> blp_objective(
-    const Tensor& seg, const Tensor& annotation, const Tensor& target,
-    std::optional<Tensor> class_present, double gamma, double unlabeled_weight, double threshold,
-    int64_t ignore_index) {
-  const char* const op = "blp_objective";
-  check_both(op, seg, annotation);
-  check_label_map(op, "target", target, seg);
-  if (class_present) check_present(op, *class_present, seg);
-  const int64_t classes = seg.size(1);
-  Tensor labels = class_present
-                      ? new_labels(target, classes, ignore_index)
-                      : torch::stable::new_empty(target, {0}, label_dtype(classes, ignore_index));
-  std::vector<LossSums> of_image;
-  dispatch_floating(op, "seg_logits", seg.scalar_type(), [&](auto element) {
-    using T = decltype(element);
-    const auto call = make_call<T>(&seg, &annotation, target, classes, ignore_index, gamma);
-    of_image = class_present ? sum_labelled_rows(call, {true, true}, *class_present, threshold,
-                                                 ignore_index, labels)
-                             : sum_plain_rows(call, {true, true});
-  });
-  refuse_wrong(op, of_image, classes, ignore_index);
-  const auto [blp, blp_weights] = finish_blp(seg, of_image);
-  const auto [annotated, annotation_weight] =
-      finish_annotation(annotation, of_image, unlabeled_weight);
-  return {blp, annotated, blp_weights, annotation_weight, labels};
-}
-
-std::tuple<Tensor, Tensor> blp_objective_backward(const Tensor& grad_blp_loss,
-                                                  const Tensor& grad_annotation_loss,
-                                                  const Tensor& seg, const Tensor& annotation,
-                                                  const Tensor& blp_target, const Tensor& target,
-                                                  const Tensor& blp_weight_sum,
-                                                  const Tensor& annotation_weight_sum, double gamma,
-                                                  double unlabeled_weight, int64_t ignore_index) {
-  const char* const op = "blp_objective_backward";
-  check_objective(op, grad_blp_loss, grad_annotation_loss, seg, annotation, blp_target, target,
-                  blp_weight_sum, annotation_weight_sum);
-  Tensor grad_seg = new_gradient(seg), grad_annotation = new_gradient(annotation);
-  const double share = annotation_share(grad_annotation_loss, annotation_weight_sum);
-  dispatch_floating(op, "seg_logits", seg.scalar_type(), [&](auto element) {
-    using T = decltype(element);
-    auto call = make_call<T>(&seg, &annotation, target, seg.size(1), ignore_index, gamma);
-    call.blp_target.emplace(blp_target, seg.size(1), ignore_index);
-    gather_gradients<T>(call, data_of<T>(grad_seg), data_of<T>(grad_annotation), [&](int64_t n) {
-      return LossShares{blp_share(grad_blp_loss, blp_weight_sum, n), share,
-                        share * unlabeled_weight};
-    });
-  });
-  return {grad_seg, grad_annotation};
+  return grads;
 }
 
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(blpseg, CPU, library) {
-  library.impl("blp_loss", TORCH_BOX(&blp_loss));
-  library.impl("blp_loss_backward", TORCH_BOX(&blp_loss_backward));
-  library.impl("annotation_loss", TORCH_BOX(&annotation_loss));
-  library.impl("annotation_loss_backward", TORCH_BOX(&annotation_loss_backward));
-  library.impl("pseudo_labels", TORCH_BOX(&pseudo_labels));
-  library.impl("blp_objective", TORCH_BOX(&blp_objective));
-  library.impl("blp_objective_backward", TORCH_BOX(&blp_objective_backward));
+  LossOperators<forward, backward>::attach_to(library);
 }
 
 }  // namespace blpseg

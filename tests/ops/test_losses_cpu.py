@@ -232,6 +232,7 @@ SEG, ANNOTATION, LABELS = (
 PRESENT, ONE, TWO = torch.ones(2, 3, dtype=torch.bool), torch.ones(()), torch.ones(2)
 MISSHAPEN = [
     ("blp_loss", (SEG, ANNOTATION[:, :3], LABELS, 2.0, 255)),
+    ("blp_loss", (SEG[:, :0], ANNOTATION[:, :1], LABELS, 2.0, 255)),
     ("blp_loss", (SEG, ANNOTATION[:1], LABELS, 2.0, 255)),
     ("blp_loss", (SEG, ANNOTATION[..., 1:], LABELS, 2.0, 255)),
     ("blp_loss", (SEG, ANNOTATION.double(), LABELS, 2.0, 255)),
@@ -244,6 +245,7 @@ MISSHAPEN = [
     ("annotation_loss", (ANNOTATION, LABELS[:1], 0.02, 255)),
     ("annotation_loss", (ANNOTATION, LABELS[0], 0.02, 255)),
     ("annotation_loss_backward", (ONE, ANNOTATION, LABELS[:1], ONE, 0.02, 255)),
+    ("pseudo_labels", (SEG[:, :0], LABELS, PRESENT[:, :0], 0.9, 255)),
     ("pseudo_labels", (SEG, LABELS, PRESENT[:, :2], 0.9, 255)),
     ("pseudo_labels", (SEG, LABELS, PRESENT.float(), 0.9, 255)),
     ("pseudo_labels", (SEG, LABELS[:1], PRESENT, 0.9, 255)),
