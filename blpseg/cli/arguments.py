@@ -1,0 +1,64 @@
+"""What commands' options have in common."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, get_type_hints
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser, Namespace
+
+_EVALUATION_DATA = (
+    "root",
+    "unlabeled_value",
+    "first_class_value",
+    "mask_void_value",
+    "mask_first_class_value",
+)
+
+
+def make_parser(command: str, usage: str, summary: str | None) -> ArgumentParser:
+    """A parser that raises on wrong options, for `main` to show them."""
+    from jsonargparse import ArgumentParser, set_parsing_settings
+
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    return ArgumentParser(
+        prog=f"blpseg {command}",
+        usage=f"blpseg {command} {usage}",
+        description=summary,
+        exit_on_error=False,
+    )
+
+
+def add_model_use_arguments(parser: ArgumentParser) -> None:
+    """Add the options of whoever runs a trained model."""
+    parser.add_argument(
+        "--scales",
+        type=list[float],
+        default=[1.0],
+        help="Factors of the image's size to average over, e.g. [0.5,0.75,1,1.25].",
+    )
+    parser.add_argument("--flip", type=bool, default=False, help="Average over mirrored images.")
+    parser.add_argument("--device", default="auto", help="A torch device; auto: a GPU, if any.")
+
+
+def add_data_arguments(parser: ArgumentParser) -> None:
+    """Add an option per field that says where labels are and what they mean."""
+    from blpseg.config import DataConfig
+
+    types = get_type_hints(DataConfig)
+    for name in _EVALUATION_DATA:
+        parser.add_argument(
+            f"--data.{name}", type=types[name] | None, help="Default: as in training."
+        )
+
+
+def data_changes(options: Namespace) -> dict[str, Any]:
+    """What those options change of the checkpoint's configuration."""
+    return {name: value for name, value in vars(options.data).items() if value is not None}
+
+
+def print_table(table: Any) -> None:
+    """Print a rich table."""
+    from rich.console import Console
+
+    Console().print(table)

@@ -1,0 +1,50 @@
+"""Score a trained model on a folder with masks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from blpseg.cli.arguments import (
+    add_data_arguments,
+    add_model_use_arguments,
+    data_changes,
+    make_parser,
+    print_table,
+)
+
+
+def run(argv: Sequence[str]) -> int:
+    """Run the command; return its exit code."""
+    parser = make_parser(
+        "evaluate", "CHECKPOINT [--data.root DIR] [--split NAME] [--key=value ...]", __doc__
+    )
+    parser.add_argument("checkpoint", type=Path, help="File that `blpseg train` wrote.")
+    add_data_arguments(parser)
+    parser.add_argument(
+        "--split",
+        type=str | None,
+        help="List splits/NAME.txt of the images; default: val where it exists, else every image.",
+    )
+    add_model_use_arguments(parser)
+    parser.add_argument(
+        "--output", type=Path | None, help="JSON file; default: beside the checkpoint."
+    )
+    parser.add_argument("--overwrite", type=bool, default=False, help="Replace the JSON file.")
+    options = parser.parse_args(argv)
+
+    from blpseg.evaluation import default_output, evaluate, scores_table
+
+    evaluation = evaluate(
+        options.checkpoint,
+        options.split,
+        data=data_changes(options),
+        scales=options.scales,
+        flip=options.flip,
+        output=options.output,
+        overwrite=options.overwrite,
+        device=options.device,
+    )
+    print_table(scores_table(evaluation.scores))
+    print(f"Scores written to {options.output or default_output(options.checkpoint)}.")
+    return 0

@@ -1,0 +1,41 @@
+"""Label photos with a trained model."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from blpseg.cli.arguments import add_model_use_arguments, make_parser
+
+
+def run(argv: Sequence[str]) -> int:
+    """Run the command; return its exit code."""
+    parser = make_parser(
+        "predict", "CHECKPOINT INPUT [INPUT ...] --output DIR [--key=value ...]", __doc__
+    )
+    parser.add_argument("checkpoint", type=Path, help="File that `blpseg train` wrote.")
+    parser.add_argument("inputs", nargs="+", help="Image files, folders of them, glob patterns.")
+    parser.add_argument("--output", type=Path, required=True, help="Folder for the results.")
+    add_model_use_arguments(parser)
+    parser.add_argument("--overwrite", type=bool, default=False, help="Replace earlier results.")
+    options = parser.parse_args(argv)
+
+    from blpseg.prediction import predict
+
+    failures = predict(
+        options.checkpoint,
+        options.inputs,
+        options.output,
+        scales=options.scales,
+        flip=options.flip,
+        overwrite=options.overwrite,
+        device=options.device,
+    )
+    print(f"Results written to {options.output}.")
+    if not failures:
+        return 0
+    print(f"{len(failures)} of the images failed:", file=sys.stderr)
+    for failure in failures:
+        print(f"  {failure.reason}", file=sys.stderr)
+    return 1
