@@ -198,6 +198,12 @@ def not_negative(op: str, name: str, value: float) -> None:
         raise ValueError(f"{op}: {name} must be a finite number >= 0, got {value}")
 
 
+def radius(op: str, value: int | None) -> None:
+    """Refuse what is neither None nor a whole number >= 0."""
+    if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 0):
+        raise ValueError(f"{op}: radius must be None or an int >= 0, got {value!r}")
+
+
 def finite(op: str, name: str, value: float) -> None:
     """Refuse an infinite number or NaN."""
     if not abs(value) < float("inf"):

@@ -14,10 +14,10 @@ LIBRARY = torch.library.Library("blpseg", "DEF")
 
 for _schema in (
     # log_denominator [N, h, w]: log((Z + eps T) / w_bb) of every target pixel b.
-    "lam(Tensor features, Tensor values, float sigma, float eps, float scale)"
+    "lam(Tensor features, Tensor values, float sigma, float eps, float scale, int? radius=None)"
     " -> (Tensor output, Tensor log_denominator)",
     "lam_backward(Tensor grad_output, Tensor features, Tensor values, Tensor output,"
-    " Tensor log_denominator, float sigma, float eps, float scale)"
+    " Tensor log_denominator, float sigma, float eps, float scale, int? radius=None)"
     " -> (Tensor grad_features, Tensor grad_values)",
     # weight_sum [N]: the sum of the BLP weights of every image.
     "blp_loss(Tensor seg_logits, Tensor annotation_logits, Tensor target, float gamma,"

@@ -29,12 +29,14 @@ class LocalAggregation(nn.Module):
         patch: Pixels of the image a side that make one pixel of the logits.
         in_channels: Channels of the image.
         sigma: Standard deviation of the Gaussian, in pixels of the logits, > 0.
+        radius: Half the side of the window that pixels see, in pixels of the logits, >= 0; None:
+            the whole image.
         eps: Guard of the published program, >= 0; see :func:`blpseg_ops.lam`.
         scale: Factor on the scores.
         backend: As for :func:`blpseg_ops.lam`.
 
     Raises:
-        ValueError: sigma, eps or scale does not fit.
+        ValueError: sigma, radius, eps or scale does not fit.
 
     Source: Wang et al. 2023 (IEEE TIP 32), local aggregation module.
     """
@@ -46,16 +48,18 @@ class LocalAggregation(nn.Module):
         in_channels: int = 3,
         *,
         sigma: float = 6.0,
+        radius: int | None = None,
         eps: float = 0.0,
         scale: float = 1.0,
         backend: str = "auto",
     ) -> None:
         super().__init__()
         _checks.positive("LocalAggregation", "sigma", sigma)
+        _checks.radius("LocalAggregation", radius)
         _checks.not_negative("LocalAggregation", "eps", eps)
         _checks.finite("LocalAggregation", "scale", scale)
-        self.patch, self.sigma, self.eps, self.scale = patch, sigma, eps, scale
-        self.backend = backend
+        self.patch, self.sigma, self.radius = patch, sigma, radius
+        self.eps, self.scale, self.backend = eps, scale, backend
         self.proj = nn.Conv2d(in_channels, dim, patch, stride=patch)
         self.norm = nn.LayerNorm(dim)
         self.conv = nn.Conv2d(dim, dim, 1)
@@ -113,20 +117,25 @@ class LocalAggregation(nn.Module):
         self,
         images: Tensor,  # [N, 3, H, W]
         logits: Tensor,  # [N, C, ceil(H / patch), ceil(W / patch)]
+        *,
+        sigma: float | None = None,
     ) -> Tensor:  # as logits
         """Aggregate logits over near pixels that look alike in the image.
 
         Args:
             images: [N, in_channels, H, W], floating point, normalised as for the network.
             logits: [N, C, ceil(H / patch), ceil(W / patch)], on the device of images.
+            sigma: For this call, instead of the module's.
 
         Returns:
             The shape of logits, and their dtype (under autocast: float32).
 
         Raises:
             TypeError: An input is not a floating-point tensor.
-            ValueError: The shapes do not fit each other.
+            ValueError: The shapes do not fit each other, or sigma is not > 0.
         """
+        sigma = self.sigma if sigma is None else sigma
+        _checks.positive("LocalAggregation", "sigma", sigma)
         _checks.maps("LocalAggregation", "images", images, "[N, 3, H, W]")
         _checks.maps("LocalAggregation", "logits", logits, "[N, C, h, w]")
         n, _, height, width = images.shape
@@ -140,7 +149,13 @@ class LocalAggregation(nn.Module):
             images = images.to(self.proj.weight.dtype)
             features = self.coordinates(images) if self._gains() else self.embed(images)
         return lam(
-            features, logits, self.sigma, eps=self.eps, scale=self.scale, backend=self.backend
+            features,
+            logits,
+            sigma,
+            radius=self.radius,
+            eps=self.eps,
+            scale=self.scale,
+            backend=self.backend,
         )
 
     def _gains(self) -> bool:
@@ -152,7 +167,8 @@ class LocalAggregation(nn.Module):
 
     def extra_repr(self) -> str:
         """The numbers, for print(module)."""
-        return f"patch={self.patch}, sigma={self.sigma}, eps={self.eps}, scale={self.scale}"
+        names = ("patch", "sigma", "radius", "eps", "scale")
+        return ", ".join(f"{name}={getattr(self, name)}" for name in names)
 
 
 class BLPLoss(nn.Module):

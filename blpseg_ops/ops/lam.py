@@ -18,6 +18,7 @@ def lam(
     values: Tensor,  # [N, C, h, w]
     sigma: float = 6.0,
     *,
+    radius: int | None = None,
     eps: float = 0.0,
     scale: float = 1.0,
     backend: str = "auto",
@@ -29,6 +30,9 @@ def lam(
         w_ab  = exp(scale * <f_a, f_b> - |p_a - p_b|^2 / (2 sigma^2))
         out_b = sum_a w_ab v_a / (sum_a w_ab + eps * sum_a exp(scale * <f_a, f_b>))
 
+    Sums go over all pixels of the image or, with ``radius``, over the window of those at most
+    ``radius`` rows and columns away.
+
     With ``eps=0`` this is attention with an additive Gaussian bias: query and key are the features,
     without normalisation and without a 1/sqrt(D). Gradients flow to features (as query and as key)
     and to values. Under autocast both are taken in float32: scores are as large as |f|^2.
@@ -37,6 +41,9 @@ def lam(
         features: [N, D, h, w], floating point. What "alike" is measured in.
         values: [N, C, h, w], the dtype and device of features. What is averaged, often logits.
         sigma: Standard deviation of the Gaussian, in pixels of the h x w grid, > 0.
+        radius: Half the side of a square window, in pixels of the grid, >= 0: both sums leave out
+            what is farther up, down, left or right, and the cost is O(h w radius^2). None: the
+            whole image.
         eps: Guard of the published program, >= 0. 0 is the method; 1e-7 the published numbers.
         scale: Factor on the scores.
         backend: "auto", "reference", or the name of a kernel that the device has; see
@@ -56,16 +63,22 @@ def lam(
     _checks.same_dtype("lam", "values", values, "features", features)
     _checks.same_grid("lam", "values", values, "features", features)
     _checks.positive("lam", "sigma", sigma)
+    _checks.radius("lam", radius)
     _checks.not_negative("lam", "eps", eps)
     _checks.finite("lam", "scale", scale)
     if backends.use_reference("lam", values.device.type, backend):
-        return reference.lam(features, values, sigma, eps=eps, scale=scale)
-    output: Tensor = torch.ops.blpseg.lam(features, values, sigma, eps, scale)[0]
+        return reference.lam(features, values, sigma, radius=radius, eps=eps, scale=scale)
+    output: Tensor = torch.ops.blpseg.lam(features, values, sigma, eps, scale, radius)[0]
     return output
 
 
 def _fake(
-    features: Tensor, values: Tensor, sigma: float, eps: float, scale: float
+    features: Tensor,
+    values: Tensor,
+    sigma: float,
+    eps: float,
+    scale: float,
+    radius: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     n, _, h, w = values.shape
     denominator = features.new_empty(n, h, w, dtype=accumulate_dtype(features.dtype))
@@ -87,9 +100,9 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
 
 def _backward(ctx: Any, grad_output: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
     if grad_output is None:  # behind a blp_objective of which only the annotation loss is used
-        return None, None, None, None, None
+        return None, None, None, None, None, None
     grads = torch.ops.blpseg.lam_backward(grad_output, *ctx.saved_tensors, *ctx.numbers)
-    return *grads, None, None, None
+    return *grads, None, None, None, None
 
 
 register(

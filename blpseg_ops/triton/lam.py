@@ -28,10 +28,11 @@ def lam(
     sigma: float,
     eps: float,
     scale: float,
+    radius: int | None = None,
 ) -> tuple[Tensor, Tensor]:  # output [N, C, h, w], log_denominator [N, h, w]
     """The operator of that name."""
-    if not _fits(features, values):
-        return reference_forward(features, values, sigma, eps, scale)
+    if radius is not None or not _fits(features, values):
+        return reference_forward(features, values, sigma, eps, scale, radius)
     n, channels, h, w = values.shape
     output = values.new_empty(values.shape)
     log_denominator = values.new_empty(n, h, w, dtype=torch.float32)
@@ -78,11 +79,12 @@ def lam_backward(
     sigma: float,
     eps: float,
     scale: float,
+    radius: int | None = None,
 ) -> tuple[Tensor, Tensor]:  # grad_features [N, D, h, w], grad_values [N, C, h, w]
     """The operator of that name."""
-    if not _fits(features, values):
+    if radius is not None or not _fits(features, values):
         return reference_backward(
-            grad_output, features, values, output, log_denominator, sigma, eps, scale
+            grad_output, features, values, output, log_denominator, sigma, eps, scale, radius
         )
     grad_features, grad_values = features.new_empty(features.shape), values.new_empty(values.shape)
     if len(features) == 0:

@@ -18,12 +18,17 @@ namespace {
 
 template <typename T>
 LamCall<T> make_call(const Tensor& features, const Tensor& values, double sigma, double eps,
-                     double scale) {
+                     double scale, std::optional<int64_t> radius) {
   using A = accumulate_t<T>;
   // Finite however small sigma is: no distance times it must be 0.
   const double precision = std::min(1 / (sigma * sigma), double{std::numeric_limits<A>::max()});
-  const LamNumbers<A> numbers = {features.size(1), values.size(1), static_cast<A>(scale),
-                                 static_cast<A>(-precision / 2), static_cast<A>(std::log(eps))};
+  const int64_t side = std::max(features.size(2), features.size(3));
+  const LamNumbers<A> numbers = {features.size(1),
+                                 values.size(1),
+                                 static_cast<A>(scale),
+                                 static_cast<A>(-precision / 2),
+                                 static_cast<A>(std::log(eps)),
+                                 std::min(radius.value_or(side), side)};
   return {features,
           View4<T>(features),
           View4<T>(values),
@@ -113,7 +118,7 @@ void check_maps(const char* op, const Tensor& features, const Tensor& values) {
 }
 
 std::tuple<Tensor, Tensor> lam(const Tensor& features, const Tensor& values, double sigma,
-                               double eps, double scale) {
+                               double eps, double scale, std::optional<int64_t> radius) {
   check_maps("lam", features, values);
   const std::vector<int64_t> plane = {values.size(0), values.size(2), values.size(3)};
   Tensor output = torch::stable::new_empty(
@@ -122,7 +127,7 @@ std::tuple<Tensor, Tensor> lam(const Tensor& features, const Tensor& values, dou
   dispatch_floating("lam", "features", features.scalar_type(), [&](auto element) {
     using T = decltype(element);
     using A = accumulate_t<T>;
-    const LamCall<T> call = make_call<T>(features, values, sigma, eps, scale);
+    const LamCall<T> call = make_call<T>(features, values, sigma, eps, scale, radius);
     const Workers<T> workers(call);
     const std::vector<PackedImage<T>> images = pack_images(call, workers);
     log_denominator = call.room(plane);
@@ -148,7 +153,7 @@ void check_like(const char* name, const Tensor& tensor, const std::vector<int64_
 std::tuple<Tensor, Tensor> lam_backward(const Tensor& grad_output, const Tensor& features,
                                         const Tensor& values, const Tensor& output,
                                         const Tensor& log_denominator, double sigma, double eps,
-                                        double scale) {
+                                        double scale, std::optional<int64_t> radius) {
   check_maps("lam_backward", features, values);
   const int64_t n = values.size(0), c = values.size(1), h = values.size(2), w = values.size(3);
   const ScalarType dtype = values.scalar_type();
@@ -161,7 +166,7 @@ std::tuple<Tensor, Tensor> lam_backward(const Tensor& grad_output, const Tensor&
   dispatch_floating("lam_backward", "features", features.scalar_type(), [&](auto element) {
     using T = decltype(element);
     using A = accumulate_t<T>;
-    LamCall<T> call = make_call<T>(features, values, sigma, eps, scale);
+    LamCall<T> call = make_call<T>(features, values, sigma, eps, scale, radius);
     call.upstream.emplace(
         LamUpstream<T>{View4<T>(grad_output), View4<T>(output), View<A, 3>(log_denominator)});
     const Workers<T> workers(call);

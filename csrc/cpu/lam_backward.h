@@ -46,17 +46,17 @@ void differentiate(const Rows& rows, const LamImage<A>& image, const LamNumbers<
       // Scores first: denominators' logs are small beside them, and would drown in them.
       const Vector<A> log_in = score + (own_target + source[a]);   // a gives, c takes
       const Vector<A> log_out = score + (own_source + target[a]);  // c gives, a takes
+      const Vector<A> near = gaussian.of(a, lane);
       Vector<A> m = {};
       if (with_gaussian) {
-        const Vector<A> near = gaussian.of(a, lane);
         const Vector<A> share_out = exp<A>((log_out + near) - log_denominator[a]);
         m = exp<A>((log_in + near) - own_denominator) * (load(pairs.in + at) - own_delta) +
             share_out * (load(pairs.out + at) - delta[a]);
         store<A>(pairs.out + at, share_out);
       }
       if (has_eps)
-        m -= exp<A>((log_in + numbers.log_eps) - own_denominator) * own_delta +
-             exp<A>((log_out + numbers.log_eps) - log_denominator[a]) * delta[a];
+        m -= exp<A>((windowed(log_in, near) + numbers.log_eps) - own_denominator) * own_delta +
+             exp<A>((windowed(log_out, near) + numbers.log_eps) - log_denominator[a]) * delta[a];
       store<A>(pairs.x + at, m);
       sum += m;
     }
@@ -83,7 +83,7 @@ void backward_tile(const LamImage<A>& image, const LamNumbers<A>& numbers, int64
 
   const auto visit = [&](int64_t other) {
     Rows near, far;
-    gaussian.set(grid, other, places, numbers.minus_half_precision);
+    gaussian.set(grid, other, places, numbers);
     if (image.prune)
       find_sources<true>(image, numbers, other, bound, places, gaussian, near, far);
     else
@@ -109,11 +109,12 @@ void backward_tile(const LamImage<A>& image, const LamNumbers<A>& numbers, int64
     }
   };
 
+  const Reached tiles = reached(grid, tile, numbers.radius);
   if (image.prune) {
-    const int64_t count = find_candidates<true>(image, numbers, bound, scratch);
+    const int64_t count = find_candidates<true>(image, numbers, bound, tiles, scratch);
     for (int64_t i = 0; i < count; ++i) visit(scratch.candidates[i]);
   } else {
-    for (int64_t t = 0; t < grid.rows * grid.columns; ++t) visit(t);
+    for_each_reached(grid, tiles, visit);
   }
 
   // Back from coordinates to features: f = basis^T x + centre.

@@ -35,34 +35,45 @@ void find_places(const LamGrid& grid, int64_t tile, Places<A>& places) {
 }
 
 // The logs of the Gaussian between the rows and columns of a tile of sources and the targets: a
-// pair's is the sum of the two. Squares of whole numbers are exact, so each is rounded once.
+// pair's is the sum of the two, -infinity where and only where the source is outside of the
+// target's window. Squares of whole numbers are exact, so each is rounded once.
 template <typename A>
 struct Gaussian {
   A y[kTile][kTile], x[kTile][kTile];
   int64_t tile_width;
 
-  void set(const LamGrid& grid, int64_t tile, const Places<A>& targets, A minus_half_precision) {
+  void set(const LamGrid& grid, int64_t tile, const Places<A>& targets,
+           const LamNumbers<A>& numbers) {
     tile_width = grid.tile_width;
-    fill(y, grid.tile_height, tile / grid.columns * grid.tile_height, targets.y,
-         minus_half_precision);
-    fill(x, grid.tile_width, tile % grid.columns * grid.tile_width, targets.x,
-         minus_half_precision);
+    fill(y, grid.tile_height, tile / grid.columns * grid.tile_height, targets.y, numbers);
+    fill(x, grid.tile_width, tile % grid.columns * grid.tile_width, targets.x, numbers);
   }
   Vector<A> of(int source, int lane) const {
     return load(y[source / tile_width] + lane) + load(x[source % tile_width] + lane);
   }
 
  private:
-  static void fill(A (*out)[kTile], int64_t lines, int64_t first, const A* targets, A factor) {
+  static constexpr A kNothing = A(-1e30);  // exp of this is 0, and the sum of two is finite
+
+  static void fill(A (*out)[kTile], int64_t lines, int64_t first, const A* targets,
+                   const LamNumbers<A>& numbers) {
     for (int64_t line = 0; line < lines; ++line) {
       const A place = A(first + line);
       for (int lane = 0; lane < kTile; ++lane) {
-        const A distance = place - targets[lane];
-        out[line][lane] = distance * distance * factor;
+        const A distance = place - targets[lane], size = distance < 0 ? -distance : distance;
+        const A log = larger(distance * distance * numbers.minus_half_precision, kNothing);
+        out[line][lane] = size <= A(numbers.radius) ? log : A(-__builtin_inf());
       }
     }
   }
 };
+
+// The log of a weight without its Gaussian, as T needs it: -infinity outside of the window, which
+// is where the Gaussian's log is.
+template <typename V>
+inline V windowed(V log_weight, V gaussian) {
+  return gaussian > -__builtin_inf() ? log_weight : gaussian;
+}
 
 // The targets' side of the bound: everything but what the source contributes.
 template <typename A>
@@ -118,16 +129,17 @@ inline A distance_to(A low, A high, A own_low, A own_high) {
 }
 
 // reach[i] = the most that scale <x_a, x_b> can be above the peaks, for sources whose y lie in the
-// box low[.][i] to high[.][i]: -scale / 2 times the squared distance to the targets' box.
+// box low[.][i] to high[.][i]: -scale / 2 times the squared distance to the targets' box. The axes
+// are `stride` numbers apart.
 template <typename A>
-void find_reach(const A* low, const A* high, int64_t count, const TargetBound<A>& targets, A scale,
-                A* __restrict reach) {
+void find_reach(const A* low, const A* high, int64_t count, int64_t stride,
+                const TargetBound<A>& targets, A scale, A* __restrict reach) {
   for (int64_t i = 0; i < count; ++i) reach[i] = 0;
   if (scale <= 0) return;
   for (int k = 0; k < kAxes; ++k) {
     const A own_low = targets.low[k], own_high = targets.high[k];
     for (int64_t i = 0; i < count; ++i) {
-      const A gap = distance_to(low[k * count + i], high[k * count + i], own_low, own_high);
+      const A gap = distance_to(low[k * stride + i], high[k * stride + i], own_low, own_high);
       reach[i] -= scale / 2 * gap * gap;
     }
   }
@@ -137,30 +149,56 @@ void find_reach(const A* low, const A* high, int64_t count, const TargetBound<A>
 // since T has no Gaussian.
 template <typename A>
 inline A farthest_factor(A dy, A dx, const LamNumbers<A>& numbers) {
+  if (dy > A(numbers.radius) || dx > A(numbers.radius)) return A(-__builtin_inf());
   const A gaussian = (dy * dy + dx * dx) * numbers.minus_half_precision;
   return gaussian > numbers.log_eps ? gaussian : numbers.log_eps;
+}
+
+// The tiles that a tile's window reaches: from first to last, that excluded.
+struct Reached {
+  int64_t first_row, last_row, first_column, last_column;
+};
+
+inline Reached reached(const LamGrid& grid, int64_t tile, int64_t radius) {
+  const int64_t row = tile / grid.columns, column = tile % grid.columns;
+  const int64_t down = (radius + grid.tile_height - 1) / grid.tile_height;
+  const int64_t across = (radius + grid.tile_width - 1) / grid.tile_width;
+  return {row > down ? row - down : 0, row + down + 1 < grid.rows ? row + down + 1 : grid.rows,
+          column > across ? column - across : 0,
+          column + across + 1 < grid.columns ? column + across + 1 : grid.columns};
+}
+
+// Calls visit(tile) for each of these tiles.
+template <typename Visit>
+void for_each_reached(const LamGrid& grid, const Reached& tiles, const Visit& visit) {
+  for (int64_t row = tiles.first_row; row < tiles.last_row; ++row) {
+    for (int64_t column = tiles.first_column; column < tiles.last_column; ++column)
+      visit(row * grid.columns + column);
+  }
 }
 
 // Lists the tiles that may hold a pair that matters; returns how many. `both`: whether pairs matter
 // with the roles of source and target exchanged, too.
 template <bool both, typename A>
 int64_t find_candidates(const LamImage<A>& image, const LamNumbers<A>& numbers,
-                        const TargetBound<A>& targets, const LamScratch<A>& scratch) {
+                        const TargetBound<A>& targets, const Reached& tiles,
+                        const LamScratch<A>& scratch) {
   const LamGrid& grid = image.grid;
-  const int64_t tiles = grid.rows * grid.columns;
-  find_reach(image.low, image.high, tiles, targets, numbers.scale, scratch.reach);
   int64_t count = 0;
-  for (int64_t row = 0; row < grid.rows; ++row) {
+  for (int64_t row = tiles.first_row; row < tiles.last_row; ++row) {
+    const int64_t first = row * grid.columns + tiles.first_column;
+    find_reach(image.low + first, image.high + first, tiles.last_column - tiles.first_column,
+               grid.rows * grid.columns, targets, numbers.scale, scratch.reach);
     const A top = A(row * grid.tile_height);
     const A dy = distance_to(top, top + A(grid.tile_height - 1), targets.top, targets.bottom);
-    for (int64_t column = 0; column < grid.columns; ++column) {
+    for (int64_t column = tiles.first_column; column < tiles.last_column; ++column) {
       const A left = A(column * grid.tile_width);
       const A dx = distance_to(left, left + A(grid.tile_width - 1), targets.left, targets.right);
       const int64_t t = row * grid.columns + column;
       A peak = image.source_peak[t] + targets.target_peak;
       if (both) peak = larger(peak, image.target_peak[t] + targets.source_peak);
       scratch.candidates[count] = int32_t(t);
-      count += scratch.reach[t] + farthest_factor(dy, dx, numbers) + peak > image.log_skip;
+      count += scratch.reach[t - first] + farthest_factor(dy, dx, numbers) + peak > image.log_skip;
     }
   }
   return count;
@@ -177,7 +215,7 @@ void find_most(const LamImage<A>& image, const LamNumbers<A>& numbers, int64_t t
   const A* target = image.target_bound + tile * kTile;
   const A down = A(tile / grid.columns * grid.tile_height) - targets.top;
   const A across = A(tile % grid.columns * grid.tile_width) - targets.left;
-  find_reach(y, y, kTile, targets, numbers.scale, most);
+  find_reach(y, y, kTile, kTile, targets, numbers.scale, most);
   for (int lane = 0; lane < kTile; ++lane) {
     const A py = places.y[lane] + down, px = places.x[lane] + across;
     const A dy = distance_to(py, py, targets.top, targets.bottom);
@@ -226,8 +264,9 @@ void find_sources(const LamImage<A>& image, const LamNumbers<A>& numbers, int64_
 #pragma GCC unroll 4
       for (int j = 0; j < together; ++j) {
         const int lane = (first + j) * width;
-        highest_far = larger(highest_far, log_share[j]);
-        highest = larger(highest, log_share[j] + gaussian.of(a, lane));
+        const Vector<A> near_by = gaussian.of(a, lane);
+        if (has_eps) highest_far = larger(highest_far, windowed(log_share[j], near_by));
+        highest = larger(highest, log_share[j] + near_by);
       }
       is_near = any_above(highest, skip);
       is_far = is_far || (has_eps && any_above(highest_far, skip_far));

@@ -53,9 +53,10 @@ void weigh(const Rows& rows, const A* source, const A* target, const Gaussian<A>
       const int a = rows.index[r];
       A* pair = pairs + r * kTile + lane;
       const Vector<A> log_weight = numbers.scale * load(pair) + (own + source[a]);
+      const Vector<A> near = gaussian.of(a, lane);
       store<A>(pair, log_weight);
-      if (with_gaussian) most = larger(most, log_weight + gaussian.of(a, lane));
-      if (has_eps) most = larger(most, log_weight + numbers.log_eps);
+      if (with_gaussian) most = larger(most, log_weight + near);
+      if (has_eps) most = larger(most, windowed(log_weight, near) + numbers.log_eps);
     }
     store<A>(highest + lane, most);
     raise = raise || any_above(most - load(sums.base + lane), broadcast(A(kHeadroom)));
@@ -71,9 +72,10 @@ void weigh(const Rows& rows, const A* source, const A* target, const Gaussian<A>
       for (int r = first; r < end; ++r) {
         A* pair = pairs + r * kTile + lane;
         const Vector<A> log_weight = load(pair);
-        if (has_eps) part += exp<A>((log_weight + numbers.log_eps) - base);
+        const Vector<A> near = gaussian.of(rows.index[r], lane);
+        if (has_eps) part += exp<A>((windowed(log_weight, near) + numbers.log_eps) - base);
         if (with_gaussian) {
-          const Vector<A> weight = exp<A>((log_weight + gaussian.of(rows.index[r], lane)) - base);
+          const Vector<A> weight = exp<A>((log_weight + near) - base);
           store<A>(pair, weight);
           part += weight;
         }
@@ -107,7 +109,7 @@ void forward_tile(const LamImage<A>& image, const LamNumbers<A>& numbers, int64_
 
   const auto visit = [&](int64_t from) {
     Rows near, far;
-    gaussian.set(grid, from, places, numbers.minus_half_precision);
+    gaussian.set(grid, from, places, numbers);
     if (image.prune)
       find_sources<false>(image, numbers, from, bound, places, gaussian, near, far);
     else
@@ -134,25 +136,22 @@ void forward_tile(const LamImage<A>& image, const LamNumbers<A>& numbers, int64_
     const int64_t dr = t / grid.columns - row, dc = t % grid.columns - column;
     return dr >= -1 && dr <= 1 && dc >= -1 && dc <= 1;
   };
-  for (int64_t r = row - 1; r <= row + 1; ++r) {
-    for (int64_t c = column - 1; c <= column + 1; ++c) {
-      if (r >= 0 && r < grid.rows && c >= 0 && c < grid.columns) visit(r * grid.columns + c);
-    }
-  }
+  for_each_reached(grid, reached(grid, tile, numbers.radius < 1 ? numbers.radius : 1), visit);
 
+  const Reached tiles = reached(grid, tile, numbers.radius);
   if (image.prune) {
     alignas(64) A known[kTile];
     for (int lane = 0; lane < kTile; ++lane)
       known[lane] = sums.base[lane] + A(__builtin_log(sums.denominator[lane]));
     bound.learn(image, tile, known);
-    const int64_t count = find_candidates<false>(image, numbers, bound, scratch);
+    const int64_t count = find_candidates<false>(image, numbers, bound, tiles, scratch);
     for (int64_t i = 0; i < count; ++i) {
       if (!is_neighbour(scratch.candidates[i])) visit(scratch.candidates[i]);
     }
   } else {
-    for (int64_t t = 0; t < grid.rows * grid.columns; ++t) {
+    for_each_reached(grid, tiles, [&](int64_t t) {
       if (!is_neighbour(t)) visit(t);
-    }
+    });
   }
 
   for (int lane = 0; lane < kTile; ++lane) {

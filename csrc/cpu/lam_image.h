@@ -12,6 +12,8 @@
 //     log(w_ab / w_bb) = scale <x_a, x_b> + source_a + target_b - |p_a - p_b|^2 / (2 sigma^2),
 //     target_b = -scale |x_b|^2 - source_b.
 //
+// A window is a Gaussian of 0 beyond it, and of its sum T.
+//
 // Centring leaves smaller products, hence smaller rounding, and tighter bounds.
 #pragma once
 
@@ -37,6 +39,7 @@ struct LamNumbers {
   A scale;
   A minus_half_precision;  // -1 / (2 sigma^2)
   A log_eps;               // -infinity for eps = 0
+  int64_t radius;          // of the window; at least the image's sides where there is none
 };
 
 // Arrays are [tiles, rows, kTile]: a row holds one number of each of a tile's pixels. Where a tile

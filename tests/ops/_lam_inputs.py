@@ -32,11 +32,12 @@ class Case:
     sigma: float = 6.0
     eps: float = 0.0
     scale: float = 1.0
+    radius: int | None = None
 
     @property
-    def numbers(self) -> tuple[float, float, float]:
+    def numbers(self) -> tuple[float, float, float, int | None]:
         """What the operators take behind their tensors."""
-        return self.sigma, self.eps, self.scale
+        return self.sigma, self.eps, self.scale, self.radius
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Case:
         """The same with each tensor changed."""
@@ -284,6 +285,6 @@ HOSTILE: dict[str, Callable[[], Case]] = {
 
 
 @cache
-def hostile(name: str, eps: float) -> Judge:
+def hostile(name: str, eps: float, radius: int | None = None) -> Judge:
     """The judge of one of HOSTILE, made once."""
-    return Judge(replace(HOSTILE[name](), eps=eps))
+    return Judge(replace(HOSTILE[name](), eps=eps, radius=radius))

@@ -71,6 +71,15 @@ CASES: list[tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any], type[Exce
     ),
     (lam, (F, V, 0.0), {}, ValueError, "lam: sigma must be a finite number > 0, got 0.0"),
     (lam, (F, V, -2), {}, ValueError, "lam: sigma must be a finite number > 0, got -2"),
+    (lam, (F, V), {"radius": -1}, ValueError, "lam: radius must be None or an int >= 0, got -1"),
+    (lam, (F, V), {"radius": 2.5}, ValueError, "lam: radius must be None or an int >= 0, got 2.5"),
+    (
+        lam,
+        (F, V),
+        {"radius": True},
+        ValueError,
+        "lam: radius must be None or an int >= 0, got True",
+    ),
     (
         lam,
         (F, V, float("nan")),
@@ -358,6 +367,16 @@ def test_refused(
         (
             lambda: blpseg_ops.LocalAggregation(sigma=0),
             "LocalAggregation: sigma must be a finite number > 0, got 0",
+        ),
+        (
+            lambda: blpseg_ops.LocalAggregation(radius=-1),
+            "LocalAggregation: radius must be None or an int >= 0, got -1",
+        ),
+        (
+            lambda: blpseg_ops.LocalAggregation(dim=4)(
+                torch.ones(1, 3, 4, 4), torch.ones(1, 2, 1, 1), sigma=-1.0
+            ),
+            "LocalAggregation: sigma must be a finite number > 0, got -1.0",
         ),
         (
             lambda: blpseg_ops.LocalAggregation(eps=-1.0),

@@ -66,6 +66,27 @@ def test_local_aggregation_embeds_padded_patches(rng: torch.Generator) -> None:
     torch.testing.assert_close(output, expected, rtol=1e-12, atol=1e-12)
 
 
+def test_local_aggregation_sees_a_window_and_another_sigma(rng: torch.Generator) -> None:
+    module = LocalAggregation(dim=6, patch=2, sigma=2.0, radius=1).double()
+    images = torch.randn(2, 3, 9, 14, generator=rng, dtype=torch.float64)
+    logits = torch.randn(2, 5, 5, 7, generator=rng, dtype=torch.float64)
+    for sigma in (2.0, 0.5):
+        expected = blpseg_ops.reference.lam(module.embed(images), logits, sigma, radius=1)
+        output = module(images, logits, sigma=None if sigma == 2.0 else sigma)
+        torch.testing.assert_close(output, expected, rtol=1e-12, atol=1e-12)
+    assert "patch=2, sigma=2.0, radius=1, eps=0.0, scale=1.0" in repr(module)
+
+
+@pytest.mark.parametrize("patch", [1, 2, 8, 16, 32])
+def test_local_aggregation_at_any_stride(patch: int, rng: torch.Generator) -> None:
+    module = LocalAggregation(dim=8, patch=patch, in_channels=2)
+    images = torch.randn(1, 2, 37, 50, generator=rng)
+    logits = torch.randn(1, 3, -(-37 // patch), -(-50 // patch), generator=rng)
+    output = module(images, logits)
+    expected = blpseg_ops.reference.lam(module.embed(images), logits)
+    torch.testing.assert_close(output, expected, rtol=1e-4, atol=1e-4)
+
+
 def test_local_aggregation_trains_its_embedding(rng: torch.Generator) -> None:
     module = LocalAggregation(dim=4, sigma=1.5)
     images = torch.randn(1, 3, 12, 12, generator=rng)

@@ -36,10 +36,12 @@ def _arguments(op: str, dtype: torch.dtype, transposed: bool) -> tuple[Any, ...]
     one = torch.ones((), dtype=wide)
     match op:
         case "lam":
-            return maps(4), maps(2), 2.0, 1e-7, 0.5
+            return maps(4), maps(2), 2.0, 1e-7, 0.5, None
+        case "lam, in a window":
+            return maps(4), maps(2), 2.0, 1e-7, 0.5, 1
         case "lam_backward":
             forward = torch.ops.blpseg.lam(maps(4, False), maps(2, False), 2.0, 1e-7, 0.5)
-            return maps(2, False), maps(4, False), maps(2, False), *forward, 2.0, 1e-7, 0.5
+            return maps(2, False), maps(4, False), maps(2, False), *forward, 2.0, 1e-7, 0.5, None
         case "blp_loss":
             return maps(3), maps(4, False), _target(), 2.0, 255
         case "blp_loss_backward":
@@ -95,7 +97,7 @@ def test_every_operator_is_checked() -> None:
     assert defined == set(OPS)
 
 
-@pytest.mark.parametrize("op", [*OPS, "blp_objective, no pseudo labels"])
+@pytest.mark.parametrize("op", [*OPS, "lam, in a window", "blp_objective, no pseudo labels"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("transposed", [False, True], ids=["contiguous", "transposed"])
 def test_opcheck(op: str, dtype: torch.dtype, transposed: bool) -> None:
