@@ -31,7 +31,7 @@ def lam(
     radius: int | None = None,
 ) -> tuple[Tensor, Tensor]:  # output [N, C, h, w], log_denominator [N, h, w]
     """The operator of that name."""
-    if radius is not None or not _fits(features, values):
+    if not _fits(features, values):
         return reference_forward(features, values, sigma, eps, scale, radius)
     n, channels, h, w = values.shape
     output = values.new_empty(values.shape)
@@ -41,9 +41,11 @@ def lam(
     dims = lam_config.packed_dims(features.shape[1])
     width = lam_config.packed_channels(channels)
     family = _family(features.device)
-    constants, warps, stages = lam_config.forward(family, features.dtype, dims, width, eps)
+    constants, warps, stages = lam_config.forward(
+        family, features.dtype, dims, width, eps, radius is not None
+    )
     together = constants["TARGETS"] // TILE
-    grid, numbers = Grid.of(features, together), Numbers.of(sigma, eps, scale)
+    grid, numbers = Grid.of(features, together), Numbers.of(sigma, eps, scale, radius)
     with torch.cuda.device_of(features):
         f, v = pack(features, grid, dims), pack(values, grid, width)
         tiles = describe(f, v, grid, numbers)
@@ -59,6 +61,7 @@ def lam(
             output,
             log_denominator,
             *grid,
+            lists.shape[-1],
             channels,
             dims,
             width,
@@ -82,7 +85,7 @@ def lam_backward(
     radius: int | None = None,
 ) -> tuple[Tensor, Tensor]:  # grad_features [N, D, h, w], grad_values [N, C, h, w]
     """The operator of that name."""
-    if radius is not None or not _fits(features, values):
+    if not _fits(features, values):
         return reference_backward(
             grad_output, features, values, output, log_denominator, sigma, eps, scale, radius
         )
@@ -92,10 +95,12 @@ def lam_backward(
     dims = lam_config.packed_dims(features.shape[1])
     width = lam_config.packed_channels(values.shape[1])
     family = _family(features.device)
-    constants, warps, stages = lam_config.backward(family, features.dtype, dims, width, eps)
+    constants, warps, stages = lam_config.backward(
+        family, features.dtype, dims, width, eps, radius is not None
+    )
     together = constants["TARGETS"] // TILE
     slices = max(dims // constants["SLICE_D"], width // constants["SLICE_C"])
-    grid, numbers = Grid.of(features, together), Numbers.of(sigma, eps, scale)
+    grid, numbers = Grid.of(features, together), Numbers.of(sigma, eps, scale, radius)
     with torch.cuda.device_of(features):
         f = pack(features, grid, dims)
         v, g, out = (pack(maps, grid, width) for maps in (values, grad_output, output))
@@ -115,6 +120,7 @@ def lam_backward(
             grad_features,
             grad_values,
             *grid,
+            lists.shape[-1],
             features.shape[1],
             values.shape[1],
             dims,

@@ -10,7 +10,14 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from blpseg_ops.triton.lam_math import log_weights, place, products, squared_distances
+from blpseg_ops.triton.lam_math import (
+    log_weights,
+    only,
+    place,
+    products,
+    squared_distances,
+    within,
+)
 
 
 @triton.jit
@@ -22,8 +29,8 @@ def _share(log_weight, log_denominator):
 
 @triton.jit(
     do_not_specialize=[
-        "height", "width", "columns", "tiles", "dims", "channels",
-        "scale", "precision", "log_eps",
+        "height", "width", "columns", "tiles", "room", "dims", "channels",
+        "scale", "precision", "log_eps", "radius",
     ]
 )  # fmt: skip
 def backward_kernel(
@@ -33,7 +40,7 @@ def backward_kernel(
     own_product,  # [N, tiles, 64]
     delta,  # [N, tiles, 64]
     log_denominator,  # [N, tiles, 64]
-    lists,  # [N, tiles * 64 / TARGETS, tiles]
+    lists,  # [N, tiles * 64 / TARGETS, room]
     counts,  # [N, tiles * 64 / TARGETS]
     grad_features,  # [N, D, h, w], contiguous
     grad_values,  # [N, C, h, w], contiguous
@@ -41,6 +48,7 @@ def backward_kernel(
     width,
     columns,
     tiles,
+    room,
     dims,
     channels,
     packed_dims,
@@ -48,7 +56,9 @@ def backward_kernel(
     scale,
     precision,
     log_eps,
+    radius,
     HAS_EPS: tl.constexpr,
+    WINDOW: tl.constexpr,
     TARGETS: tl.constexpr,  # pixels a program
     SOURCES: tl.constexpr,  # pixels a step
     WHOLE_D: tl.constexpr,  # whether BLOCK_D is all features
@@ -73,7 +83,7 @@ def backward_kernel(
     own_product += image * tiles * 64
     delta += image * tiles * 64
     log_denominator += image * tiles * 64
-    lists += run.to(tl.int64) * tiles
+    lists += run.to(tl.int64) * room
 
     # Names without a prefix or with `own` are the run's, those with `their` the other tile's.
     pixel = run % runs * TARGETS + tl.arange(0, TARGETS)
@@ -117,10 +127,14 @@ def backward_kernel(
             INPUT_PRECISION,
         )
         distance2 = squared_distances(y, x, their_y, their_x)
+        if WINDOW:
+            visible = within(y, x, their_y, their_x, radius)
 
         # The run as target, the other tile as source. What lies outside of the image has
         # features, values and gradients 0, and so adds nothing.
         log_similarity, log_weight = log_weights(product, own, distance2, scale, precision)
+        if WINDOW:
+            log_similarity, log_weight = only(visible, log_similarity, log_weight)
         share = _share(log_weight, own_log_denominator)
         reward = products(
             own_gradient,
@@ -140,6 +154,8 @@ def backward_kernel(
         their_delta = tl.load(delta + first + lane)[None, :]
         their_log_denominator = tl.load(log_denominator + first + lane)[None, :]
         log_similarity, log_weight = log_weights(product, their, distance2, scale, precision)
+        if WINDOW:
+            log_similarity, log_weight = only(visible, log_similarity, log_weight)
         share = _share(log_weight, their_log_denominator)
         reward = products(
             own_values,

@@ -46,7 +46,9 @@ def packed_channels(channels: int) -> int:
     return 32 if channels <= 32 else -(-channels // 64) * 64
 
 
-def forward(family: str, dtype: torch.dtype, dims: int, channels: int, eps: float) -> Launch:
+def forward(
+    family: str, dtype: torch.dtype, dims: int, channels: int, eps: float, window: bool
+) -> Launch:
     """Of the forward kernel, for packed numbers of features and channels."""
     if dtype == torch.float32:
         targets, warps, stages = 64, 4, 2
@@ -62,6 +64,7 @@ def forward(family: str, dtype: torch.dtype, dims: int, channels: int, eps: floa
         sources = 64
     constants = {
         "HAS_EPS": eps > 0,
+        "WINDOW": window,
         "TARGETS": targets,
         "SOURCES": sources,
         "WHOLE": whole,
@@ -72,7 +75,9 @@ def forward(family: str, dtype: torch.dtype, dims: int, channels: int, eps: floa
     return Launch(constants, warps, stages)
 
 
-def backward(family: str, dtype: torch.dtype, dims: int, channels: int, eps: float) -> Launch:
+def backward(
+    family: str, dtype: torch.dtype, dims: int, channels: int, eps: float, window: bool
+) -> Launch:
     """Of the backward kernel, for packed numbers of features and channels."""
     targets, warps, sources = 64, 4, 32
     if dtype == torch.float32:
@@ -88,6 +93,7 @@ def backward(family: str, dtype: torch.dtype, dims: int, channels: int, eps: flo
             sources = 16
     constants = {
         "HAS_EPS": eps > 0,
+        "WINDOW": window,
         "TARGETS": targets,
         "SOURCES": sources,
         "WHOLE_D": whole,
@@ -117,8 +123,9 @@ def every(family: str) -> Iterator[tuple[str, torch.dtype, Launch]]:
     seen = []
     dims = sorted({packed_dims(d) for d in range(1, MOST_DIMS + 1)})
     channels = sorted({packed_channels(c) for c in range(1, MOST_CHANNELS + 1)})
-    for name, dtype, d, c, eps in product(KERNELS, DTYPES, dims, channels, (0.0, 1.0)):
-        choice = name, dtype, KERNELS[name](family, dtype, d, c, eps)
+    options = product(KERNELS, DTYPES, dims, channels, (0.0, 1.0), (False, True))
+    for name, dtype, d, c, eps, window in options:
+        choice = name, dtype, KERNELS[name](family, dtype, d, c, eps, window)
         if choice not in seen:
             seen.append(choice)
             yield choice

@@ -9,19 +9,27 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from blpseg_ops.triton.lam_math import log_weights, place, products, squared_distances
+from blpseg_ops.triton.lam_math import (
+    log_weights,
+    only,
+    place,
+    products,
+    squared_distances,
+    within,
+)
 
 
 @triton.jit(
     do_not_specialize=[
-        "height", "width", "columns", "tiles", "channels", "scale", "precision", "log_eps",
+        "height", "width", "columns", "tiles", "room", "channels",
+        "scale", "precision", "log_eps", "radius",
     ]
 )  # fmt: skip
 def forward_kernel(
     features,  # [N, tiles, 64, packed_dims]
     values,  # [N, tiles, 64, packed_channels]
     own_product,  # [N, tiles, 64]
-    lists,  # [N, tiles * 64 / TARGETS, tiles]
+    lists,  # [N, tiles * 64 / TARGETS, room]
     counts,  # [N, tiles * 64 / TARGETS]
     output,  # [N, C, h, w], contiguous
     log_denominator,  # [N, h, w], contiguous
@@ -29,13 +37,16 @@ def forward_kernel(
     width,
     columns,
     tiles,
+    room,
     channels,
     packed_dims,
     packed_channels,
     scale,
     precision,
     log_eps,
+    radius,
     HAS_EPS: tl.constexpr,
+    WINDOW: tl.constexpr,
     TARGETS: tl.constexpr,  # pixels a program
     SOURCES: tl.constexpr,  # pixels a step
     WHOLE: tl.constexpr,  # whether BLOCK is all features
@@ -49,7 +60,7 @@ def forward_kernel(
     image = (run // runs).to(tl.int64)
     features += image * tiles * 64 * packed_dims
     values += image * tiles * 64 * packed_channels
-    lists += run.to(tl.int64) * tiles
+    lists += run.to(tl.int64) * room
 
     target = run % runs * TARGETS + tl.arange(0, TARGETS)
     y, x = place(target, columns)
@@ -80,10 +91,10 @@ def forward_kernel(
         )
         distance2 = squared_distances(y, x, source_y, source_x)
         log_similarity, log_weight = log_weights(product, own, distance2, scale, precision)
-        inside = ((source_y < height) & (source_x < width))[None, :]
-        log_weight = tl.where(inside, log_weight, float("-inf"))
-        if HAS_EPS:
-            log_similarity = tl.where(inside, log_similarity, float("-inf"))
+        visible = ((source_y < height) & (source_x < width))[None, :]
+        if WINDOW:
+            visible = visible & within(y, x, source_y, source_x, radius)
+        log_similarity, log_weight = only(visible, log_similarity, log_weight)
 
         peak = tl.max(log_weight, 1)
         if HAS_EPS:

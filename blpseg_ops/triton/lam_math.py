@@ -33,6 +33,14 @@ def squared_distances(y_rows, x_rows, y_columns, x_columns):
 
 
 @triton.jit
+def within(y_rows, x_rows, y_columns, x_columns, radius):
+    """Whether a pixel lies in the other's window, [rows, columns] of two lists of pixels."""
+    dy = tl.abs(y_rows[:, None] - y_columns[None, :])
+    dx = tl.abs(x_rows[:, None] - x_columns[None, :])
+    return tl.maximum(dy, dx) <= radius
+
+
+@triton.jit
 def products(
     rows,  # [ROWS, BLOCK] pointers to the first BLOCK numbers of vectors
     first_of_rows,  # [ROWS, BLOCK], what they point to: stays in place where it is the whole
@@ -64,3 +72,10 @@ def log_weights(product, own_product, distance2, scale, precision):
     difference = tl.where(distance2 == 0, own_product - own_product, product - own_product)
     log_similarity = difference * scale
     return log_similarity, log_similarity - distance2 * precision
+
+
+@triton.jit
+def only(visible, log_similarity, log_weight):
+    """Both logs, where a pair's source is visible to its target; nothing elsewhere."""
+    nothing = float("-inf")
+    return tl.where(visible, log_similarity, nothing), tl.where(visible, log_weight, nothing)

@@ -26,7 +26,7 @@ import triton.language as tl
 from torch import Tensor
 
 from blpseg_ops.triton import lam_config
-from blpseg_ops.triton.lam_math import TILE, place, squared_distances
+from blpseg_ops.triton.lam_math import SIDE, TILE, place, squared_distances, within
 from blpseg_ops.triton.lam_pack import PACKED, Grid
 
 AXES = 16  # the first 15 features, and the norm of the rest
@@ -60,13 +60,15 @@ class Numbers(NamedTuple):
     scale: float
     precision: float  # 1 / (2 sigma^2)
     log_eps: float
+    radius: int  # of the window; 2^30 where there is none
 
     @staticmethod
-    def of(sigma: float, eps: float, scale: float) -> Numbers:
+    def of(sigma: float, eps: float, scale: float, radius: int | None) -> Numbers:
         """From those of the operator."""
         # Beyond 1e30 a neighbour's weight is 0 all the same, and the pixel's own is not 0 * inf.
         precision = min(0.5 / sigma / sigma, 1e30)
-        return Numbers(scale, precision, math.log(eps) if eps > 0 else -math.inf)
+        log_eps = math.log(eps) if eps > 0 else -math.inf
+        return Numbers(scale, precision, log_eps, 2**30 if radius is None else min(radius, 2**30))
 
 
 def describe(
@@ -122,7 +124,7 @@ def _mean_size(packed: Tensor, grid: Grid) -> Tensor:  # [N, tiles, 64, C] -> [N
 
 def list_tiles(
     made: Tiles, grid: Grid, numbers: Numbers, together: int, family: str, symmetric: bool
-) -> tuple[Tensor, Tensor]:  # [N, tiles / together, tiles] and [N, tiles / together], int32
+) -> tuple[Tensor, Tensor]:  # [N, tiles / together, room] and [N, tiles / together], int32
     """List the source tiles that matter to each run of `together` target tiles, and count them.
 
     Args:
@@ -134,7 +136,9 @@ def list_tiles(
         symmetric: Whether a pair matters also when it does with source and target exchanged.
     """
     n, tiles = made.source_peak.shape
-    lists = made.low.new_empty(2, n, tiles // together, tiles, dtype=torch.int32)
+    reach = -(-numbers.radius // SIDE)  # tiles, up, down, left and right
+    room = min(tiles, (2 * reach + 1) * (2 * reach + together))
+    lists = made.low.new_empty(2, n, tiles // together, room, dtype=torch.int32)
     counts = made.low.new_empty(2, n, tiles // together, dtype=torch.int32)
     limit = math.log(ROUNDING / (grid.height * grid.width))
     list_kernel[counts[0].numel(),](
@@ -146,6 +150,7 @@ def list_tiles(
         counts[0],
         grid.columns,
         tiles,
+        room,
         *numbers,
         limit,
         TOGETHER=together,
@@ -162,9 +167,11 @@ def list_tiles(
         counts[1],
         grid.columns,
         tiles,
+        room,
         *numbers,
         limit,
         TARGETS=together * TILE,
+        WINDOW=numbers.radius < 2**30,
         SYMMETRIC=symmetric,
         INPUT_PRECISION=lam_config.bound_precision(family),
         BLOCK=CANDIDATES,
@@ -294,8 +301,10 @@ def _gaps(low, high, own_low, own_high):
 
 
 @triton.jit(
-    do_not_specialize=["columns", "tiles", "scale", "precision", "log_eps", "log_negligible"]
-)
+    do_not_specialize=[
+        "columns", "tiles", "room", "scale", "precision", "log_eps", "radius", "log_negligible",
+    ]
+)  # fmt: skip
 def list_kernel(
     low,
     high,
@@ -305,9 +314,11 @@ def list_kernel(
     counts,
     columns,
     tiles,
+    room,
     scale,
     precision,
     log_eps,
+    radius,
     log_negligible,
     TOGETHER: tl.constexpr,
     SYMMETRIC: tl.constexpr,
@@ -321,7 +332,7 @@ def list_kernel(
     high += image * tiles * _AXES
     source_peak += image * tiles
     target_peak += image * tiles
-    lists += run * tiles
+    lists += run * room
 
     first = tl.program_id(0) % runs * TOGETHER
     own = first + tl.arange(0, TOGETHER)
@@ -334,9 +345,11 @@ def list_kernel(
     top, left = first // columns * 8, first % columns * 8
 
     count = 0
-    for start in range(0, tiles, BLOCK):
+    row, reach = first // columns, (radius + 7) // 8  # of tiles
+    last = tl.minimum(row + reach + 1, tiles // columns) * columns
+    for start in range(tl.maximum(row - reach, 0) * columns, last, BLOCK):
         tile = start + tl.arange(0, BLOCK)
-        there = tile < tiles
+        there = tile < last
         axes = tile[:, None] * _AXES + axis[None, :]
         gaps = _gaps(
             tl.load(low + axes, mask=there[:, None], other=0.0),
@@ -356,7 +369,7 @@ def list_kernel(
             peak = tl.maximum(peak, target + own_source)
         # Rounding of `apart`, too, is less than what is taken off here.
         matters = peak - (1 - 2.0**-14) * apart + farness > log_negligible
-        keep = there & matters
+        keep = there & matters & (tl.maximum(dy, dx) <= radius)
         position = count + tl.cumsum(keep.to(tl.int32), 0) - 1
         tl.store(lists + position, tile, mask=keep)
         count += tl.sum(keep.to(tl.int32), 0)
@@ -377,7 +390,9 @@ def _pixels_matter(
     columns,
     precision,
     log_eps,
+    radius,
     log_negligible,
+    WINDOW: tl.constexpr,
     SYMMETRIC: tl.constexpr,
     INPUT_PRECISION: tl.constexpr,
 ):
@@ -392,27 +407,34 @@ def _pixels_matter(
         bound = tl.maximum(bound, similarity + exchanged)
     bound += tl.maximum(-precision * squared_distances(own_y, own_x, y, x), log_eps)
     matters = tl.where(bound <= log_negligible, 0, 1)  # what is not a number does
+    if WINDOW:
+        matters = tl.where(within(own_y, own_x, y, x, radius), matters, 0)
     return tl.max(tl.max(matters, 1), 0)
 
 
 @triton.jit(
-    do_not_specialize=["columns", "tiles", "scale", "precision", "log_eps", "log_negligible"]
-)
+    do_not_specialize=[
+        "columns", "tiles", "room", "scale", "precision", "log_eps", "radius", "log_negligible",
+    ]
+)  # fmt: skip
 def refine_kernel(
     axes,
     source_bound,
     target_bound,
-    candidates,  # [N, runs, tiles]
+    candidates,  # [N, runs, room]
     candidate_counts,  # [N, runs]
-    lists,  # [N, runs, tiles]
+    lists,  # [N, runs, room]
     counts,  # [N, runs]
     columns,
     tiles,
+    room,
     scale,
     precision,
     log_eps,
+    radius,
     log_negligible,
     TARGETS: tl.constexpr,
+    WINDOW: tl.constexpr,
     SYMMETRIC: tl.constexpr,
     INPUT_PRECISION: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -428,8 +450,8 @@ def refine_kernel(
     axes += image * tiles * 64 * _AXES
     source_bound += image * tiles * 64
     target_bound += image * tiles * 64
-    candidates += run * tiles
-    lists += run * tiles
+    candidates += run * room
+    lists += run * room
 
     own = tl.program_id(0) % runs * TARGETS + tl.arange(0, TARGETS)
     own_y, own_x = place(own, columns)
@@ -445,7 +467,8 @@ def refine_kernel(
         tile = tl.load(candidates + i)
         mattered += _pixels_matter(
             tile, own_y, own_x, own_axes, own_source, own_target, axes, source_bound,
-            target_bound, columns, precision, log_eps, log_negligible, SYMMETRIC, INPUT_PRECISION,
+            target_bound, columns, precision, log_eps, radius, log_negligible, WINDOW, SYMMETRIC,
+            INPUT_PRECISION,
         )  # fmt: skip
         seen += 1
 
@@ -461,8 +484,8 @@ def refine_kernel(
             tile = tl.load(candidates + i)
             matters = _pixels_matter(
                 tile, own_y, own_x, own_axes, own_source, own_target, axes, source_bound,
-                target_bound, columns, precision, log_eps, log_negligible, SYMMETRIC,
-                INPUT_PRECISION,
+                target_bound, columns, precision, log_eps, radius, log_negligible, WINDOW,
+                SYMMETRIC, INPUT_PRECISION,
             )  # fmt: skip
             tl.store(lists + kept, tile, mask=matters > 0)
             kept += matters

@@ -59,6 +59,7 @@ def preparations(family: str) -> Iterator[tuple[str, torch.dtype, Launch]]:
             "refine",
             {
                 "TARGETS": 128,
+                "WINDOW": True,
                 "SYMMETRIC": True,
                 "INPUT_PRECISION": lam_config.bound_precision(family),
                 "BLOCK": lam_tiles.CANDIDATES,

@@ -65,6 +65,11 @@ CASES: dict[str, Case] = {
     "large guard": normal_case(1, 9, 2, 10, 11, eps=3.0),
     "many tiles": normal_case(1, 3, 2, 9, 57, sigma=0.7),
     "far pixel": _far_pixel(),
+    "radius 0": normal_case(1, 5, 3, 9, 11, radius=0, eps=1e-3),
+    "radius 3": normal_case(1, 40, 3, 11, 19, sigma=2.5, radius=3),
+    "radius 3, eps": normal_case(1, 5, 3, 13, 27, sigma=9.0, radius=3, eps=1e-2, scale=-0.7),
+    "radius 9, eps": normal_case(1, 70, 3, 3, 41, sigma=1e4, radius=9, eps=1e-2),
+    "radius 100, eps": normal_case(1, 5, 3, 13, 17, radius=100, eps=1e-2),
 }
 
 
@@ -172,6 +177,28 @@ def test_empty_batch() -> None:
     results = _run(normal_case(0, 4, 3, 20, 20).to(torch.float32))
     assert results.output.shape == results.grad_values.shape == (0, 3, 20, 20)
     assert results.grad_features.shape == (0, 4, 20, 20)
+
+
+@interpreted
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_lists_are_as_long_as_the_window_is_large(symmetric: bool) -> None:
+    from blpseg_ops.triton import lam_tiles
+    from blpseg_ops.triton.lam_pack import Grid, pack
+
+    case = random_case(torch.ones(1, 4, 56, 64), sigma=1e3, eps=1.0, radius=9).to(torch.float32)
+    grid, numbers = Grid.of(case.features, 1), lam_tiles.Numbers.of(*case.numbers)
+    packed = pack(case.features, grid, 64), pack(case.values, grid, 32)
+    made = lam_tiles.describe(*packed, grid, numbers)
+    lists, counts = lam_tiles.list_tiles(made, grid, numbers, 1, "sm_90", symmetric)
+    assert lists.shape == (1, 56, 25)
+    for target in (0, 25, 31, 55):
+        listed = lists[0, target, : counts[0, target]].tolist()
+        y, x = divmod(target, 8)
+        assert listed == [
+            8 * row + column
+            for row in range(max(y - 2, 0), min(y + 3, 7))
+            for column in range(max(x - 2, 0), min(x + 3, 8))
+        ]
 
 
 @interpreted
