@@ -11,6 +11,7 @@ from blpseg_ops import reference
 from blpseg_ops._checks import checked_targets
 from blpseg_ops._version import __version__
 from blpseg_ops.modules import BLPLoss, LocalAggregation
+from blpseg_ops.ops._register import decompositions
 from blpseg_ops.ops.annotation_loss import annotation_loss
 from blpseg_ops.ops.blp_loss import blp_loss
 from blpseg_ops.ops.blp_objective import BLPObjective, blp_objective
@@ -27,6 +28,7 @@ __all__ = [
     "blp_loss",
     "blp_objective",
     "checked_targets",
+    "decompositions",
     "lam",
     "pseudo_labels",
     "reference",

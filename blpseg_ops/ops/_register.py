@@ -9,6 +9,8 @@ import torch
 
 from blpseg_ops._schemas import LIBRARY
 
+_fallbacks: dict[str, Callable[..., Any]] = {}
+
 
 def register(
     op: str,
@@ -30,6 +32,7 @@ def register(
         autocast_to_float32: Under autocast, widen floating-point inputs (but float64) to float32.
     """
     name = f"blpseg::{op}"
+    _fallbacks[op] = fallback
     LIBRARY.impl(op, fallback, "CompositeExplicitAutograd")
     torch.library.register_fake(name, fake, lib=LIBRARY)
     if op.endswith("_backward"):
@@ -39,6 +42,26 @@ def register(
     if autocast_to_float32:
         for device_type in ("cpu", "cuda"):
             torch.library.register_autocast(name, device_type, torch.float32, lib=LIBRARY)
+
+
+def decompositions() -> dict[torch._ops.OpOverload, Callable[..., Any]]:
+    """The operators in terms of torch's own, for graphs that go where ours are unknown.
+
+    An exported program keeps ``torch.ops.blpseg.*`` as they are; this table takes them apart, for
+    instance for ONNX::
+
+        program = torch.export.export(model, (images,))
+        program = program.run_decompositions(blpseg_ops.decompositions())
+        torch.onnx.export(program, dynamo=True).save("model.onnx")
+
+    Batch, height and width may be dynamic. ``lam`` becomes matrix products over all pairs of pixels
+    (of a window's blocks, with a radius), 2^24 at a time where height and width are static, all at
+    once where they are dynamic.
+
+    Returns:
+        From each operator to a function of the same arguments in plain PyTorch.
+    """
+    return {getattr(torch.ops.blpseg, op).default: fallback for op, fallback in _fallbacks.items()}
 
 
 def _refuse_second_derivative(op: str) -> Callable[..., Any]:

@@ -44,7 +44,8 @@ class _Rectangle(NamedTuple):
     def places(self, like: Tensor) -> tuple[Tensor, Tensor]:  # rows and columns, [pixels] each
         rows = torch.arange(self.top, self.bottom, dtype=like.dtype, device=like.device)
         columns = torch.arange(self.left, self.right, dtype=like.dtype, device=like.device)
-        return rows.repeat_interleave(len(columns)), columns.repeat(len(rows))
+        sides = (self.bottom - self.top, self.right - self.left)
+        return rows[:, None].expand(sides).flatten(), columns.expand(sides).flatten()
 
 
 class _Block(NamedTuple):
@@ -103,7 +104,8 @@ def _aggregate(
     log_denominator = log_weight.logsumexp(1)
     if eps > 0:
         log_eps_t = similarity.logsumexp(1) + math.log(eps)
-        log_denominator = torch.logaddexp(log_denominator, log_eps_t)
+        # logaddexp would say it, but overflows as ONNX has it.
+        log_denominator = torch.stack([log_denominator, log_eps_t]).logsumexp(0)
     output = block.sources.of(v) @ (log_weight - log_denominator[:, None]).exp()  # v P
     log_denominator = log_denominator - block.targets.of(_own_scores(f, scale))
     sides = (block.targets.bottom - block.targets.top, -1)
@@ -157,9 +159,16 @@ def _blocks(shape: Sequence[int], radius: int | None) -> Iterator[list[_Block]]:
     """The targets in blocks, band by band; each target's sums stand alone, so blocks will do.
 
     Without a window a block is of whole rows, or of a part of one; with a window it is a square
-    about as large as the window, so that few of its sources are outside of a target's.
+    about as large as the window, so that few of its sources are outside of a target's. Where sizes
+    are symbols, in an exported graph, all is one block.
     """
     n, _, h, w = shape
+    if isinstance(h, torch.SymInt) or isinstance(w, torch.SymInt):
+        image = _Rectangle(0, h, 0, w)
+        yield [_Block(image, image)]
+        return
+    if torch.compiler.is_compiling():
+        n = 1  # a graph serves any batch
     if radius is None or radius >= max(h, w) - 1:
         radius = max(h, w)
         size = max(1, BLOCK // max(1, n * h * w))

@@ -1,0 +1,129 @@
+"""Exported programs, and ONNX graphs of standard operators."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.export import Dim
+
+import blpseg_ops
+
+from ._common import randn
+
+
+class Segmenter(nn.Module):
+    """Logits at a quarter of the size, through LAM, and the labels of every pixel."""
+
+    def __init__(self, **numbers: Any) -> None:
+        super().__init__()
+        self.net = nn.Conv2d(3, 5, 4, stride=4)
+        self.lam = blpseg_ops.LocalAggregation(dim=32, **numbers)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        logits = self.lam(images, self.net(nn.functional.pad(images, (0, 3, 0, 3))))
+        return logits, blpseg_ops.upsample_argmax(logits, images.shape[2:])
+
+
+def segmenter(**numbers: Any) -> Segmenter:
+    torch.manual_seed(0)
+    return Segmenter(**numbers).eval().requires_grad_(False)
+
+
+def images(*shape: int) -> Tensor:
+    return randn(*shape, seed=len(shape)).float()
+
+
+NUMBERS = [{"eps": 0.0}, {"eps": 1e-7}, {"eps": 1e-2, "radius": 3, "sigma": 2.0}]
+SIZES = {
+    "static": (None, [(2, 3, 40, 52)]),
+    "any batch": (({0: Dim("batch")},), [(2, 3, 40, 52), (5, 3, 40, 52)]),
+    "any size": (({i: Dim.DYNAMIC for i in (0, 2, 3)},), [(2, 3, 40, 52), (1, 3, 61, 131)]),
+}
+
+
+def exported(model: nn.Module, sizes: str) -> torch.export.ExportedProgram:
+    return torch.export.export(model, (images(2, 3, 40, 52),), dynamic_shapes=SIZES[sizes][0])
+
+
+@pytest.mark.parametrize("sizes", SIZES)
+def test_exported_programs_hold_one_operator_and_survive_saving(sizes: str) -> None:
+    model = segmenter(eps=1e-7)
+    program = exported(model, sizes)
+    targets = [str(node.target) for node in program.graph.nodes]
+    assert targets.count("blpseg.lam.default") == 1
+    assert targets.count("blpseg.upsample_argmax.default") == 1
+    file = io.BytesIO()
+    torch.export.save(program, file)
+    file.seek(0)
+    again = torch.export.load(file).module()
+    for shape in SIZES[sizes][1]:
+        torch.testing.assert_close(again(images(*shape)), model(images(*shape)), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("numbers", NUMBERS, ids=str)
+@pytest.mark.parametrize("sizes", SIZES)
+def test_decomposed_programs_compute_the_same(sizes: str, numbers: dict[str, Any]) -> None:
+    model = segmenter(**numbers)
+    program = exported(model, sizes).run_decompositions(blpseg_ops.decompositions())
+    assert not any("blpseg" in str(node.target) for node in program.graph.nodes)
+    for shape in SIZES[sizes][1]:
+        logits, labels = program.module()(images(*shape))
+        expected, expected_labels = model(images(*shape))
+        torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-5)
+        assert (labels != expected_labels).float().mean() < 1e-3  # where two logits are alike
+
+
+def test_training_steps_decompose() -> None:
+    class Losses(nn.Module):
+        def forward(
+            self, seg: Tensor, annotation: Tensor, target: Tensor, present: Tensor
+        ) -> tuple[Tensor, ...]:
+            separate = (
+                blpseg_ops.blp_loss(seg, annotation, target),
+                blpseg_ops.annotation_loss(annotation, target),
+                blpseg_ops.pseudo_labels(seg, target, present, threshold=0.4),
+            )
+            together = blpseg_ops.blp_objective(
+                seg, annotation, target, class_present=present, threshold=0.4
+            )
+            return *separate, *together
+
+    target = torch.randint(0, 4, (2, 14, 18), generator=torch.Generator().manual_seed(0))
+    present = torch.tensor([[True, True, False], [True, False, True]])
+    arguments = (images(2, 3, 7, 9), images(2, 4, 7, 9), target, present)
+    program = torch.export.export(Losses(), arguments)
+    plain = program.run_decompositions(blpseg_ops.decompositions())
+    assert not any("blpseg" in str(node.target) for node in plain.graph.nodes)
+    expected = Losses()(*arguments)
+    torch.testing.assert_close(program.module()(*arguments), expected)
+    torch.testing.assert_close(plain.module()(*arguments), expected)
+
+
+@pytest.mark.parametrize("numbers", NUMBERS, ids=str)
+@pytest.mark.parametrize("sizes", SIZES)
+def test_onnx(sizes: str, numbers: dict[str, Any]) -> None:
+    onnx = pytest.importorskip("onnx")
+    runtime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    model = segmenter(**numbers)
+    with torch.no_grad():
+        model.lam.conv.weight *= 5  # scores in the hundreds, whose exponentials overflow
+    scores = model.lam.embed(images(*SIZES[sizes][1][0])).square().sum(1)
+    assert scores.max() > 200
+    program = exported(model, sizes).run_decompositions(blpseg_ops.decompositions())
+    graph = torch.onnx.export(program, dynamo=True, verbose=False).model_proto
+    onnx.checker.check_model(graph, full_check=True)
+    assert {node.domain for node in graph.graph.node} == {""}
+    session = runtime.InferenceSession(
+        graph.SerializeToString(), providers=["CPUExecutionProvider"]
+    )
+    (name,) = (argument.name for argument in session.get_inputs())
+    for shape in SIZES[sizes][1]:
+        found = session.run(None, {name: images(*shape).numpy()})
+        expected, labels = model(images(*shape))
+        torch.testing.assert_close(torch.from_numpy(found[0]), expected, rtol=1e-4, atol=1e-4)
+        assert (torch.from_numpy(found[1]) != labels).float().mean() < 1e-3
