@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from blpseg_ops import _checks, backends, reference
@@ -74,7 +75,7 @@ def _fake(
 
 
 def _fake_backward(grad_loss: Tensor, annotation_logits: Tensor, *_: Any) -> Tensor:
-    return annotation_logits.new_empty(annotation_logits.shape)
+    return torch.empty_like(annotation_logits)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:

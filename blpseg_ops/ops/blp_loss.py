@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from blpseg_ops import _checks, backends, reference
@@ -76,7 +77,7 @@ def _fake(
 
 
 def _fake_backward(grad_loss: Tensor, seg_logits: Tensor, *_: Any) -> Tensor:
-    return seg_logits.new_empty(seg_logits.shape)
+    return torch.empty_like(seg_logits)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from blpseg_ops import _checks, backends, reference
@@ -131,10 +132,7 @@ def _fake_backward(
     annotation_logits: Tensor,
     *_: Any,
 ) -> tuple[Tensor, Tensor]:
-    return (
-        seg_logits.new_empty(seg_logits.shape),
-        annotation_logits.new_empty(annotation_logits.shape),
-    )
+    return torch.empty_like(seg_logits), torch.empty_like(annotation_logits)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:

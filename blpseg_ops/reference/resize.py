@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from blpseg_ops.reference.layout import laid_out_as
+
 
 def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:
     """The dtype to compute in: float64 stays, everything narrower is widened to float32."""
@@ -28,11 +30,11 @@ def upsample(
 def upsample_adjoint(
     grad: Tensor,  # [N, K, H, W]
     logits: Tensor,  # [N, K, h, w]
-) -> Tensor:  # [N, K, h, w], the dtype of logits
+) -> Tensor:  # [N, K, h, w], the dtype and layout of logits
     """Bring a gradient at full resolution back to the logits it was resized from."""
     if grad.shape[0] == 0:
         return torch.zeros_like(logits)
     summed = torch.ops.aten.upsample_bilinear2d_backward(
         grad, grad.shape[2:], logits.shape, align_corners=False
     )
-    return summed.to(logits.dtype)
+    return laid_out_as(summed.to(logits.dtype), logits)
