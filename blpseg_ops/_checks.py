@@ -40,7 +40,7 @@ def maps(op: str, name: str, value: Tensor, dims: str) -> None:
 
 
 def same_dtype(op: str, name: str, value: Tensor, other_name: str, other: Tensor) -> None:
-    """Refuse two inputs of different dtypes, unless autocast makes them alike: float64 it leaves."""
+    """Refuse two inputs of different dtypes, unless autocast, which leaves float64, mends it."""
     if value.dtype == other.dtype:
         return
     device_type = value.device.type

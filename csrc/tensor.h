@@ -89,7 +89,9 @@ template <typename T, int axes>
 using View = StridedView<const T, axes>;
 template <typename T>
 using View4 = View<T, 4>;  // [N, C, H, W]
+template <typename T, int axes>
+using OutputView = StridedView<T, axes>;
 template <typename T>
-using OutputView4 = StridedView<T, 4>;
+using OutputView4 = OutputView<T, 4>;
 
 }  // namespace blpseg

@@ -73,7 +73,7 @@ void backward_tile(const LamImage<A>& image, const LamNumbers<A>& numbers, int64
   Places<A> places;
   find_places(grid, tile, places);
   TargetBound<A> bound;
-  bound.set(image, numbers, tile);
+  if (image.prune) bound.set(image, numbers, tile);
   alignas(64) Gaussian<A> gaussian;
   Pairs<A> pairs;
   alignas(64) A total[kTile] = {};  // sum of m_ac

@@ -96,7 +96,7 @@ void forward_tile(const LamImage<A>& image, const LamNumbers<A>& numbers, int64_
   Places<A> places;
   find_places(grid, tile, places);
   TargetBound<A> bound;
-  bound.set(image, numbers, tile);
+  if (image.prune) bound.set(image, numbers, tile);
   alignas(64) Gaussian<A> gaussian;
   alignas(64) Sums<A> sums;
   alignas(64) A pairs[(kTile + kRowsAcross) * kTile];
