@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from blpseg_ops import _checks, backends, reference
@@ -82,13 +83,13 @@ def _fake(
 ) -> tuple[Tensor, Tensor]:
     n, _, h, w = values.shape
     denominator = features.new_empty(n, h, w, dtype=accumulate_dtype(features.dtype))
-    return values.new_empty(values.shape), denominator
+    return torch.empty_like(values), denominator
 
 
 def _fake_backward(
     grad_output: Tensor, features: Tensor, values: Tensor, *_: Any
 ) -> tuple[Tensor, Tensor]:
-    return features.new_empty(features.shape), values.new_empty(values.shape)
+    return torch.empty_like(features), torch.empty_like(values)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
