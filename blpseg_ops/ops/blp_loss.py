@@ -73,7 +73,9 @@ def _fake(
     seg_logits: Tensor, annotation_logits: Tensor, target: Tensor, gamma: float, ignore_index: int
 ) -> tuple[Tensor, Tensor]:
     dtype = accumulate_dtype(seg_logits.dtype)
-    return seg_logits.new_empty((), dtype=dtype), seg_logits.new_empty(len(seg_logits), dtype=dtype)
+    return seg_logits.new_empty((), dtype=dtype), seg_logits.new_empty(
+        seg_logits.shape[0], dtype=dtype
+    )
 
 
 def _fake_backward(grad_loss: Tensor, seg_logits: Tensor, *_: Any) -> Tensor:

@@ -27,11 +27,14 @@ def _forget_compiled_graphs() -> Iterator[None]:
 
 
 def _inputs(n: int = 2, h: int = 5, w: int = 6) -> Inputs:
-    """Maps of a batch; images and labels are 4 times as large."""
+    """Maps of a batch; images and labels are 4 times as large.
+
+    No two axes that are unlike have the same size: torch.compile would take them for one.
+    """
     rng = torch.Generator().manual_seed(n)
     target = torch.randint(0, K + 2, (n, 4 * h, 4 * w), generator=rng)
     return {
-        "features": randn(n, 5, h, w, seed=1).float(),
+        "features": randn(n, 11, h, w, seed=1).float(),
         "seg": randn(n, K, h, w, seed=2).float(),
         "annotation": randn(n, K + 1, h, w, seed=3).float(),
         "target": target.where(target <= K, 255),
@@ -83,12 +86,17 @@ def _compiled(function: Callable[[Inputs], Tensor], **options: Any) -> Callable[
     return torch.compile(function, backend="aot_eager", fullgraph=True, **options)
 
 
-def _run(function: Callable[[Inputs], Tensor], inputs: Inputs) -> dict[str, Tensor]:
+def _run(
+    function: Callable[[Inputs], Tensor], inputs: Inputs, mark_dynamic: bool = False
+) -> dict[str, Tensor]:
     """The result, and the gradients of inputs and parameters."""
     maps = {name: x for name, x in inputs.items() if x.is_floating_point() and name != "images"}
     leaves = {name: x.detach().requires_grad_() for name, x in maps.items()}
     parameters = dict(AGGREGATION.named_parameters())
-    output = function({**inputs, **leaves})
+    arguments = {**inputs, **leaves}
+    for x in arguments.values() if mark_dynamic else ():
+        torch._dynamo.mark_dynamic(x, 0)
+    output = function(arguments)
     wanted = {**leaves, **parameters}
     grads = torch.autograd.grad(output, list(wanted.values()), allow_unused=True)
     results = zip(wanted, grads, strict=True)
@@ -120,27 +128,22 @@ def test_without_gradients(function: Callable[[Inputs], Tensor]) -> None:
 
 
 @every_function
-@pytest.mark.parametrize("layout", ["channels_last", "transposed", "one channel for all"])
-def test_layouts(function: Callable[[Inputs], Tensor], layout: str) -> None:
-    inputs = _inputs()
-    laid_out = {k: LAYOUTS[layout](x) if x.dim() == 4 else x for k, x in inputs.items()}
-    _assert_same(function, _compiled(function), laid_out)
+def test_channels_last(function: Callable[[Inputs], Tensor]) -> None:
+    change = LAYOUTS["channels_last"]
+    inputs = {k: change(x) if x.dim() == 4 else x for k, x in _inputs().items()}
+    _assert_same(function, _compiled(function), inputs)
 
 
 @every_function
-@pytest.mark.parametrize("how", ["dynamic=True", "mark_dynamic", "automatic dynamic"])
+@pytest.mark.parametrize("mark", [False, True], ids=["automatic dynamic", "mark_dynamic"])
 def test_no_recompilation_for_a_new_batch_size(
-    function: Callable[[Inputs], Tensor], how: str
+    function: Callable[[Inputs], Tensor], mark: bool
 ) -> None:
-    compiled = _compiled(function, **({"dynamic": True} if how == "dynamic=True" else {}))
-    for n in (2, 3) if how == "automatic dynamic" else (2,):
-        inputs = _inputs(n)
-        if how == "mark_dynamic":
-            for x in inputs.values():
-                torch._dynamo.mark_dynamic(x, 0)
-        _run(compiled, inputs)
+    compiled = _compiled(function)
+    for n in (2,) if mark else (2, 8):
+        _run(compiled, _inputs(n), mark)
     with torch.compiler.set_stance("fail_on_recompile"):
-        for n in (5, 4, 7):
+        for n in (5, 4):
             _assert_same(function, compiled, _inputs(n))
 
 

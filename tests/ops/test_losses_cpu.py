@@ -1,4 +1,4 @@
-"""The losses' C++ kernels: that they run, variants, threads of a call, memory, sizes beyond 2^31."""
+"""The losses' C++ kernels: that they run, variants, threads, memory, sizes beyond 2^31."""
 
 from __future__ import annotations
 
@@ -24,7 +24,6 @@ from ._loss_inputs import (
     Results,
     assert_equal,
     random_case,
-    run_objective,
 )
 
 _C = pytest.importorskip("blpseg_ops._C", reason="no native code was built")
