@@ -14,7 +14,7 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.classification import MulticlassJaccardIndex
 
-from blpseg.data.folder import IGNORE
+from blpseg.data.labels import IGNORE
 
 SCRIBBLE_DISTANCES = (0, 5, 10, 20, 40, 80)
 BORDER_DISTANCES = (0, 3, 6, 12, 24, 48)

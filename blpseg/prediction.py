@@ -19,7 +19,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2.functional import resize
 
 from blpseg.checkpoints import load_model
-from blpseg.data.folder import images_in, read_photo
+from blpseg.data.photos import images_in, read_photo
 from blpseg.data.transforms import normalize
 from blpseg.errors import UserError, raise_problems
 from blpseg.model import BLPSeg

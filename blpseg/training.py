@@ -33,7 +33,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from blpseg.checkpoints import build_model, save_checkpoint
 from blpseg.config import AugmentConfig, DataConfig, OptimConfig, TrainConfig
-from blpseg.data.folder import Sample, ScribbleFolder, has_split, open_folder
+from blpseg.data.folder import Sample, ScribbleFolder, choose_splits, open_folder
 from blpseg.data.transforms import augment
 from blpseg.errors import UserError
 from blpseg.evaluation import score_model
@@ -314,16 +314,7 @@ class _Run:
 
 def _open_data(config: DataConfig, quiet: bool) -> tuple[ScribbleFolder, ScribbleFolder | None]:
     """Open the training images and, where a list of them is found, the validation images."""
-    train_split, val_split = config.train_split, config.val_split
-    if val_split is None and has_split(config.root, "val") and (config.root / "masks").is_dir():
-        val_split = "val"
-    if train_split is None and has_split(config.root, "train"):
-        train_split = "train"
-    if train_split is None and val_split is not None:
-        raise UserError(
-            f"{config.root / 'splits'}: expected a list train.txt beside {val_split}.txt, so that "
-            "its images are not trained on; data.train_split names another"
-        )
+    train_split, val_split = choose_splits(config)
     samples = open_folder(config, train_split, quiet=quiet)
     if val_split is None:
         return samples, None
