@@ -10,7 +10,8 @@ contradicts the mask.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import zip_longest
 
 import numpy as np
 from numpy.random import Generator
@@ -215,10 +216,15 @@ class DistanceSums:
     pixels: int = 0
     distance: float = 0.0
     near: int = 0
+    histogram: tuple[int, ...] = field(default=(), compare=False)
+    """Pixels by their distance, in steps of 1 px: up to 1, up to 2, ..."""
 
     def __add__(self, other: DistanceSums) -> DistanceSums:
         return DistanceSums(
-            self.pixels + other.pixels, self.distance + other.distance, self.near + other.near
+            self.pixels + other.pixels,
+            self.distance + other.distance,
+            self.near + other.near,
+            tuple(map(sum, zip_longest(self.histogram, other.histogram, fillvalue=0))),
         )
 
     @property
@@ -312,7 +318,13 @@ def scribble_statistics(
 
 
 def _sums(distance: np.ndarray, border: float) -> DistanceSums:
-    return DistanceSums(distance.size, float(distance.sum()), int((distance <= border).sum()))
+    steps = np.maximum(np.ceil(distance).astype(int) - 1, 0)
+    return DistanceSums(
+        distance.size,
+        float(distance.sum()),
+        int((distance <= border).sum()),
+        tuple(np.bincount(steps).tolist()),
+    )
 
 
 def _merge(a: dict[int, DistanceSums], b: dict[int, DistanceSums]) -> dict[int, DistanceSums]:
