@@ -133,10 +133,11 @@ def read_mat(path: Path) -> np.ndarray:  # [H, W] uint16
         UserError: If the file cannot be read, or holds no such matrix.
     """
     from scipy.io import loadmat
+    from scipy.io.matlab import MatReadError
 
     try:
         content = loadmat(path)
-    except (OSError, ValueError, TypeError, NotImplementedError) as error:
+    except (OSError, ValueError, TypeError, NotImplementedError, MatReadError) as error:
         raise UserError(f"{path}: cannot be read ({error})") from error
     if _MAT_VARIABLE not in content:
         names = ", ".join(name for name in content if not name.startswith("__"))

@@ -170,4 +170,5 @@ def draw_stroke(
     radius = (width - 1) / 2
     for x, y in (stroke[0], stroke[-1]):
         draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=label)
+        draw.point((x, y), fill=label)  # Pillow's ellipse of no extent is empty
     draw.line(stroke, fill=label, width=width, joint="curve")

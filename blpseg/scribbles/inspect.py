@@ -14,8 +14,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
-from rich.console import Console
-from rich.progress import track
 
 from blpseg.config import DataConfig
 from blpseg.data.folder import ScribbleFolder, choose_splits, open_folder
@@ -26,8 +24,8 @@ from blpseg.data.scribbles import (
     scribble_statistics,
 )
 from blpseg.errors import UserError
-from blpseg.pictures import contact_sheet, save_picture
-from blpseg.scribbles.outputs import prepare_output
+from blpseg.pictures import color_labels, contact_sheet, save_picture
+from blpseg.scribbles.outputs import prepare_output, watch
 from blpseg.scribbles.plots import plot_classes, plot_preference
 from blpseg.scribbles.preview import scribble_picture
 
@@ -40,7 +38,7 @@ REPORT, CLASSES, PREFERENCE, SHEET = (
 
 _DARK = 32  # grey values below this look black
 _NEARLY_ALL = 0.5  # people label a few per cent
-_SHEET_IMAGES = 8
+_SHEET_IMAGES = 4
 
 
 @dataclass(frozen=True)
@@ -101,7 +99,7 @@ class Inspection:
                 f"{_count(len(self.without_scribbles), 'image')} without a scribble, which teach "
                 f"nothing: {_some(self.without_scribbles)}"
             )
-        if self.never_scribbled:
+        if self.labelled_shares and self.never_scribbled:
             found.append(f"classes never scribbled: {_some(self.never_scribbled)}")
         if self.labelled_share > _NEARLY_ALL:
             most = self.classes[int(np.argmax(self.class_pixels))]
@@ -204,16 +202,8 @@ def inspect(
     masked = [index for index in usable if samples.files[index].mask is not None]
     measured = set(masked[:: max(1, -(-len(masked) // measure))]) if measure else set()
     with ThreadPoolExecutor() as pool:
-        found = list(
-            track(
-                pool.map(lambda index: _look(samples, index, index in measured), usable),
-                "Measuring",
-                total=len(usable),
-                console=Console(stderr=True),
-                transient=True,
-                disable=quiet,
-            )
-        )
+        looks = pool.map(lambda index: _look(samples, index, index in measured), usable)
+        found = list(watch(looks, "Measuring", len(usable), quiet))
     inspection = _sum_up(samples, split, problems, usable, found)
     if output is not None:
         _write(inspection, samples, usable, output)
@@ -237,7 +227,8 @@ def _looks_black(path: Path) -> bool:
     if path.suffix.lower() == ".xml":
         return False
     with Image.open(path) as image:
-        return image.mode == "L" and sum(image.histogram()[_DARK:]) < 0.01 * np.prod(image.size)
+        bright = sum(image.histogram()[_DARK:]) / math.prod(image.size)
+        return image.mode == "L" and bright < 0.01
 
 
 def _sum_up(
@@ -283,12 +274,13 @@ def _write(
     if inspection.statistics is not None:
         plot_preference(inspection.preference()).savefig(output / PREFERENCE)
     shown = [samples[index] for index in usable[:_SHEET_IMAGES]]
-    pictures = [scribble_picture(sample, len(samples.classes)) for sample in shown]
-    half = max(1, len(pictures) // 2)
-    columns = {"scribbles": pictures[:half]}
-    if len(pictures) > 1:
-        columns["and more"] = pictures[half : 2 * half]
-    save_picture(output / SHEET, contact_sheet(columns, cell=320, classes=samples.classes))
+    columns = {
+        "image": [sample.image.permute(1, 2, 0).numpy() for sample in shown],
+        "scribbles": [scribble_picture(sample, len(samples.classes)) for sample in shown],
+    }
+    if all(sample.mask is not None for sample in shown):
+        columns["mask"] = [color_labels(sample.mask.numpy()) for sample in shown]
+    save_picture(output / SHEET, contact_sheet(columns, classes=samples.classes))
 
 
 def _distances(sums: DistanceSums) -> dict[str, Any]:

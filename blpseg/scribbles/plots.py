@@ -6,12 +6,13 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from blpseg.data.scribbles import DistanceSums
 
 _REGION, _SCRIBBLE = "#888888", "#c0392b"
 _SHOWN = 0.99  # of the pixels lie left of the plot's end
+_STEP = 0.0025  # of the histogram of labelled shares
 _DPI = 110
 
 
@@ -31,9 +32,11 @@ def plot_classes(
     bars.margins(x=0.12, y=0.01)
     bars.invert_yaxis()
     bars.set_xlabel("images with a scribble of the class")
-    shares.hist(labelled_shares, bins=30, color=_SCRIBBLE)
+    edges = np.arange(0, max(labelled_shares) + _STEP, _STEP)
+    shares.hist(labelled_shares, edges, color=_SCRIBBLE)
     shares.xaxis.set_major_formatter(PercentFormatter(1))
-    shares.set_xlabel("share of an image's pixels that is labelled")
+    shares.yaxis.set_major_locator(MaxNLocator(integer=True))
+    shares.set_xlabel("labelled share of the image")
     shares.set_ylabel("images")
     for axes in (bars, shares):
         axes.spines[["top", "right"]].set_visible(False)
@@ -61,7 +64,7 @@ def plot_preference(preference: Mapping[str, tuple[DistanceSums, DistanceSums]])
             axes.axvline(sums.mean, color=color, ls=":", lw=1)
         reach = np.searchsorted(np.cumsum(region.histogram), _SHOWN * region.pixels) + 1
         axes.set_xlim(0, reach)
-        axes.set_ylim(0)
+        axes.set_ylim(0, 1.3 * axes.get_ylim()[1])  # room for the legend
         axes.set_title(title, fontsize=10)
         axes.set_xlabel("distance to the region's border, px")
         axes.yaxis.set_major_formatter(PercentFormatter(1))

@@ -5,14 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from rich.console import Console
-from rich.progress import track
 
 from blpseg.config import DataConfig
 from blpseg.data.folder import Sample, open_folder
 from blpseg.errors import UserError
 from blpseg.pictures import draw_scribbles, save_picture
-from blpseg.scribbles.outputs import prepare_output
+from blpseg.scribbles.outputs import prepare_output, watch
 
 
 def preview(
@@ -45,8 +43,8 @@ def preview(
     samples = open_folder(data, split, quiet=quiet)
     names = [f"{name}.png" for name in samples.names[:count]]
     prepare_output(output, names, overwrite)
-    for index in track(range(len(names)), "Drawing", console=Console(stderr=True), disable=quiet):
-        save_picture(output / names[index], scribble_picture(samples[index], len(samples.classes)))
+    for index, name in watch(enumerate(names), "Drawing", len(names), quiet):
+        save_picture(output / name, scribble_picture(samples[index], len(samples.classes)))
     return [output / name for name in names]
 
 

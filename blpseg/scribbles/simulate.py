@@ -5,14 +5,11 @@ from __future__ import annotations
 from dataclasses import asdict
 from pathlib import Path
 
-from rich.console import Console
-from rich.progress import track
-
 from blpseg.data.labels import read_png
 from blpseg.data.scribbles import ScribbleOptions, simulate_scribbles
 from blpseg.errors import UserError
 from blpseg.pictures import save_label_map
-from blpseg.scribbles.outputs import prepare_output
+from blpseg.scribbles.outputs import prepare_output, watch
 
 
 def simulate(
@@ -55,7 +52,7 @@ def simulate(
         raise UserError(f"{masks}: expected masks (.png), found none")
     prepare_output(output, [f"{path.stem}.png" for path in paths], overwrite)
     written = []
-    for path in track(paths, "Scribbling", console=Console(stderr=True), disable=quiet):
+    for path in watch(paths, "Scribbling", len(paths), quiet):
         try:
             scribbles = simulate_scribbles(
                 read_png(path),

@@ -87,6 +87,17 @@ def test_dropped_strokes(masks: list[np.ndarray]) -> None:
     assert 0.25 < half.labelled / whole.labelled < 0.75
 
 
+def test_shrunk_strokes(masks: list[np.ndarray]) -> None:
+    whole = simulate_scribbles(masks[0], seed=0, width=1) != UNLABELED
+    counts = [int(whole.sum())]
+    for share in (0.3, 0.7, 1.0):
+        shrunk = simulate_scribbles(masks[0], seed=0, width=1, shrink=share) != UNLABELED
+        assert (shrunk & whole).sum() > 0.9 * shrunk.sum()  # ends may round to other pixels
+        counts.append(int(shrunk.sum()))
+    assert counts[1] < 0.85 * counts[0] and counts[2] < 0.6 * counts[1]
+    assert 0 < counts[3] < 0.2 * counts[0]
+
+
 def test_the_seed_decides_and_nothing_else(masks: list[np.ndarray]) -> None:
     first = simulate_scribbles(masks[0], seed=3)
     np.random.seed(1)
