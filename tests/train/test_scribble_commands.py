@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from scipy.ndimage import binary_dilation
 
 from blpseg.cli import main
 from blpseg.config import DataConfig
@@ -143,7 +144,8 @@ def test_simulate(shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert (maps["dropped"] == 255).all()
     drawn, shrunk = maps["a"] != 255, maps["shrunk"] != 255
     assert 0 < shrunk.sum() < 0.7 * drawn.sum()
-    assert (shrunk & drawn).sum() > 0.9 * shrunk.sum()  # new ends may round to other pixels
+    near = binary_dilation(drawn, np.ones((1, 3, 3)))  # ends may round to other pixels
+    assert not (shrunk & ~near).any()
     (tmp_path / "one").mkdir()
     mask = (shapes / "masks/shape3.png").read_bytes()
     (tmp_path / "one/shape3.png").write_bytes(mask)
