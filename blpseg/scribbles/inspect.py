@@ -122,7 +122,8 @@ class Inspection:
             return []
         return [
             f"{_count(self.dark, 'label map')} look black in a viewer, as their pixels hold class "
-            f"numbers (0 to {len(self.classes)} of 255), not colours; {SHEET} shows them in colour"
+            f"numbers (0 to {len(self.classes)} of 255), not colours; `blpseg scribbles preview` "
+            "shows them in colour"
         ]
 
     def preference(self) -> dict[str, tuple[DistanceSums, DistanceSums]]:

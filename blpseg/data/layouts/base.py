@@ -172,16 +172,18 @@ class ListedLayout(Layout):
         images = require_folder(root / self.images)
         drawn = scribble_folder(root, self.scribbles, scribbles, labels)
         if split is None:
-            suffixes = IMAGE_SUFFIXES
-            names = sorted(p.stem for p in images.iterdir() if p.suffix.lower() in suffixes)
+            names = sorted(p.stem for p in images.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
         else:
             names = read_list(root / self.lists, split)
+        suffixes = _SCRIBBLE_SUFFIXES
+        if drawn is not None and any(drawn.glob("*.xml")):
+            suffixes = suffixes[::-1]
         masks = [root / folder for folder in self.masks]
         found = [
             Files(
                 name,
                 pick(images / f"{name}{suffix}" for suffix in (".jpg", *IMAGE_SUFFIXES)),
-                drawn and pick(drawn / f"{name}{suffix}" for suffix in _SCRIBBLE_SUFFIXES),
+                drawn and pick(drawn / f"{name}{suffix}" for suffix in suffixes),
                 pick(folder / f"{name}{end}" for folder in masks for end in self.mask_suffixes),
             )
             for name in names
