@@ -33,6 +33,7 @@ def print_inspection(inspection: Inspection) -> None:
         console.print(
             f"{contradicting:.2%} of the scribbled pixels contradict the mask (people: 0.1 to 1 %)"
         )
+        console.print("distance of pixels to their region's border, and share within 5 px of it:")
         console.print(_preference_table(inspection))
     for kind, lines in (("note", inspection.notes()), ("warning", inspection.warnings())):
         for line in lines:
@@ -56,8 +57,8 @@ def _class_table(inspection: Inspection) -> Table:
 
 
 def _preference_table(inspection: Inspection) -> Table:
-    table = Table("distance to the border, px", box=box.SIMPLE_HEAD)
-    for title in ("region", "scribbles", "region < 5 px", "scribbles < 5 px"):
+    table = Table("", box=box.SIMPLE_HEAD)
+    for title in ("all, px", "scribbled, px", "all, near", "scribbled, near"):
         table.add_column(title, justify="right")
     for name, (region, scribbles) in inspection.preference().items():
         table.add_row(

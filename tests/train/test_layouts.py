@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import numpy as np
 import pytest
@@ -13,8 +13,9 @@ import torch
 from PIL import Image
 from scipy.io import savemat
 
-from blpseg.config import DataConfig, OptimConfig, TrainConfig
+from blpseg.config import DataConfig, LayoutName, OptimConfig, TrainConfig
 from blpseg.data.folder import choose_evaluation_split, choose_splits, open_folder
+from blpseg.data.layouts import LAYOUTS
 from blpseg.data.layouts.context import CONTEXT_CLASSES
 from blpseg.errors import UserError
 from blpseg.training import train
@@ -384,6 +385,10 @@ def test_the_classes_of_ade20k_come_with_it(shapes: Path, tmp_path: Path) -> Non
     assert "class names must differ, but 'thing8' comes twice" in refused(config, "training")
     path.unlink()
     assert "expected a file with the table of the classes" in refused(config, "training")
+
+
+def test_the_configuration_knows_every_layout() -> None:
+    assert get_args(LayoutName) == tuple(LAYOUTS)
 
 
 def test_every_image_without_lists(shapes: Path, tmp_path: Path) -> None:

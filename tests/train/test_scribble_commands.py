@@ -50,7 +50,7 @@ def test_convert(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     inputs = [str(FILES / name) for name in ("2007_000032.xml", "cvat.xml")]
     output = tmp_path / "maps"
     assert main(["scribbles", "convert", *inputs, "--classes=voc", f"--output={output}"]) == 0
-    assert f"3 label maps written to {output}" in capsys.readouterr().out
+    assert f"Label maps written to {output}: 3 (255" in capsys.readouterr().out
     assert sorted(p.name for p in output.iterdir()) == ["2007_000032.png", "garden.png", "shed.png"]
     drawing = read_scribblesup(FILES / "2007_000032.xml")
     assert Image.open(output / "2007_000032.png").mode == "P"
@@ -135,7 +135,7 @@ def test_simulate(shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
         "dropped": ["--drop=1"],
     }.items():
         assert main([*argv, f"--output={tmp_path / name}", *options]) == 0
-    assert "7 label maps written to" in capsys.readouterr().out
+    assert f"Label maps written to {tmp_path / 'a'}: 7 (255" in capsys.readouterr().out
     maps = {
         name: np.stack([labels(tmp_path / name / f"shape{i}.png") for i in range(7)])
         for name in ("a", "again", "seeded", "shrunk", "dropped")
@@ -188,7 +188,7 @@ def test_preview(shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str
     output = tmp_path / "pictures"
     argv = ["scribbles", "preview", f"--data.root={shapes}", f"--output={output}", "--count=2"]
     assert main([*argv, "--split=train"]) == 0
-    assert "2 pictures written to" in capsys.readouterr().out
+    assert f"Pictures written to {output}: 2." in capsys.readouterr().out
     assert sorted(path.name for path in output.iterdir()) == ["shape0.png", "shape1.png"]
     picture, scribbles = labels(output / "shape0.png"), labels(shapes / "scribbles/shape0.png")
     assert (picture[scribbles == 1] == (128, 0, 0)).all()

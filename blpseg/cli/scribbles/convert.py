@@ -37,5 +37,5 @@ def run(argv: Sequence[str]) -> int:
         reduction=Reduction(options.shrink, options.drop, options.seed),
         overwrite=options.overwrite,
     )
-    print(f"{len(written)} label maps written to {options.output}; 255 is unlabelled.")
+    print(f"Label maps written to {options.output}: {len(written)} (255 is unlabelled).")
     return 0

@@ -33,5 +33,5 @@ def run(argv: Sequence[str]) -> int:
         count=options.count,
         overwrite=options.overwrite,
     )
-    print(f"{len(written)} pictures written to {options.output}.")
+    print(f"Pictures written to {options.output}: {len(written)}.")
     return 0
