@@ -103,6 +103,12 @@ def test_the_format_is_found_out() -> None:
         ),
         (
             SCRIBBLESUP,
+            "<width>40<",
+            "<width>1e9<",
+            "7: expected at most 178956970 pixels, got 1000",
+        ),
+        (
+            SCRIBBLESUP,
             "\t\t<point>\n\t\t\t<X>33</X>\n\t\t\t<Y>4</Y>\n\t\t</point>\n",
             "",
             "39: expected <point> in <polygon>, found none",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -214,6 +215,11 @@ def test_samples_are_those_of_the_folder(data_set: DataSet, shapes: Path) -> Non
         assert (~known).sum() == {"voc": 64, "s4pascal": 64, "s4cityscapes": 2, "s4ade20k": 1}.get(
             config.layout, 0
         )
+
+
+def test_loader_processes_may_be_spawned(data_set: DataSet) -> None:
+    samples = open_folder(data_set.config, choose_splits(data_set.config)[0])
+    assert torch.equal(pickle.loads(pickle.dumps(samples))[2].target, samples[2].target)
 
 
 def test_training_from_every_layout(

@@ -15,6 +15,8 @@ from xml.parsers import expat
 
 from blpseg.errors import UserError
 
+_MOST_PIXELS = 178_956_970  # beyond which Pillow takes an image for a decompression bomb
+
 
 @dataclass
 class Element:
@@ -84,11 +86,15 @@ def parse_size(width: float, height: float, where: str) -> tuple[int, int]:
     """Check the width and height of an image.
 
     Raises:
-        UserError: If they are no whole numbers above 0.
+        UserError: If they are no whole numbers above 0, or more than Pillow takes for an image.
     """
     if not (width >= 1 and height >= 1 and width % 1 == height % 1 == 0):
         raise UserError(
             f"{where}: expected a width and height of whole pixels, got {width:g} x {height:g}"
+        )
+    if width * height > _MOST_PIXELS:
+        raise UserError(
+            f"{where}: expected at most {_MOST_PIXELS} pixels, got {width:.0f} x {height:.0f}"
         )
     return int(width), int(height)
 

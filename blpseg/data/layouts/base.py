@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -121,11 +122,8 @@ class Layout(ABC):
         """
         png = self.numbering.changed(given).scribble_values(len(classes))
         drawn = Numbering(unlabeled_value=UNLABELED).scribble_values(len(classes))
-
-        def read_xml(path: Path) -> np.ndarray:
-            return draw_drawing(read_scribblesup(path), classes, width=line_width)
-
-        return {".png": LabelFormat(png, read_png), ".xml": LabelFormat(drawn, read_xml)}
+        draw = partial(_draw_xml, classes=classes, width=line_width)
+        return {".png": LabelFormat(png, read_png), ".xml": LabelFormat(drawn, draw)}
 
     def mask_formats(
         self, root: Path, classes: list[str], given: Mapping[str, int | None]
@@ -336,6 +334,10 @@ def read_lines(path: Path, content: str) -> list[str]:
 def repeated(names: list[str]) -> list[str]:
     """List the names that come more than once."""
     return [name for name, count in Counter(names).items() if count > 1]
+
+
+def _draw_xml(path: Path, classes: list[str], width: int) -> np.ndarray:  # [H, W] uint8
+    return draw_drawing(read_scribblesup(path), classes, width=width)
 
 
 def _if_there(path: Path | None) -> Path | None:
