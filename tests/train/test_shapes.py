@@ -136,6 +136,9 @@ def test_reductions_are_nested() -> None:
     assert 12 > counts[0] > counts[1] > counts[2] == 0
     other = drawn(*rows, reduction=Reduction(drop=0.3, seed=5)) == 3
     assert (other != dropped[0]).any()
+    namesake = Drawing("another image", (20, 12), rows)
+    other = draw_drawing(namesake, VOC_CLASSES, reduction=Reduction(drop=0.3, seed=4)) == 3
+    assert (other != dropped[0]).any()  # not the same strokes in every image
 
 
 @pytest.mark.parametrize(
