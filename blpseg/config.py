@@ -136,7 +136,8 @@ class OptimConfig:
     """Iteration i of n runs at learning_rate * (1 - i / (n + 1)) ** power."""
 
     batch_size: int = 10
-    """Images per iteration; at least 2, as batch norm sees one pooled pixel per image."""
+    """Images per iteration, a multiple of the number of processes that share them; at least 2, as
+    batch norm sees one pooled pixel per image."""
 
     epochs: int = 40
     """Passes over the training images (the last one rounded up to whole batches)."""
@@ -173,7 +174,8 @@ class LogConfig:
     """How often the run is written down, in iterations."""
 
     scalars_every: int = 20
-    """Iterations between two points in TensorBoard: losses, learning rate, images per second."""
+    """Iterations between two points in TensorBoard: losses, learning rate, images per second, peak
+    memory."""
 
     validate_every: int = 2000
     """Iterations between two validations, with pictures for TensorBoard; the end has one too."""
@@ -217,6 +219,9 @@ class TrainConfig:
     overwrite: bool = False
     """Replace the files of an earlier run in the run folder; other files there stay."""
 
+    resume: bool = False
+    """Continue the run in the run folder from its last.pt; where nothing was saved yet, begin."""
+
     seed: int = 0
     """Seed of the weights, the order of the images and their augmentation."""
 
@@ -225,6 +230,8 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         _at_least("seed", self.seed, 0)
+        if self.overwrite and self.resume:
+            raise UserError("resume: a run is either continued or replaced; overwrite is true, too")
 
     def as_plain_data(self) -> dict[str, Any]:
         """Turn into nested dicts of numbers, strings and lists, e.g. for YAML."""

@@ -35,12 +35,13 @@ from blpseg.config import (
 from blpseg.data.folder import ScribbleFolder, open_folder
 from blpseg.data.scenes import write_scenes
 from blpseg.data.scribbles import simulate_scribbles
+from blpseg.display import progress_bars
 from blpseg.errors import UserError
 from blpseg.evaluation import score_model
 from blpseg.metrics import DistanceBin, Scores
 from blpseg.pictures import comparison_sheet, save_label_map, save_picture
 from blpseg.prediction import Prediction, predict_image
-from blpseg.training import Step, progress_bars, train
+from blpseg.training import Step, train
 
 BASELINE, METHOD, PHOTO = "partial cross entropy", "BLPSeg", "BLPSeg, one photo"
 _SHOWN_SCENES = 5

@@ -60,6 +60,15 @@ class Scores:
         """Turn into nested dicts and lists, fit for JSON."""
         return asdict(self)
 
+    @classmethod
+    def from_plain_data(cls, content: dict[str, Any]) -> Scores:
+        """Undo `as_plain_data`."""
+        bins = {
+            field: [DistanceBin(**part) for part in content[field]]
+            for field in ("by_scribble_distance", "by_border_distance")
+        }
+        return cls(**content | bins)
+
 
 class AccuracyByDistance(Metric):
     """Share of pixels labelled right, in bins of a distance.
@@ -72,7 +81,7 @@ class AccuracyByDistance(Metric):
     total: Tensor
 
     def __init__(self, starts: Sequence[float]) -> None:
-        super().__init__()
+        super().__init__(sync_on_compute=False)
         self.starts = tuple(starts)
         zeros = torch.zeros(len(self.starts), dtype=torch.int64)
         self.add_state("correct", zeros, dist_reduce_fx="sum")
@@ -110,7 +119,11 @@ class SegmentationScores:
     def __init__(self, classes: Sequence[str], *, distances: bool = True) -> None:
         self.classes = list(classes)
         self._iou = MulticlassJaccardIndex(
-            len(self.classes), average=None, ignore_index=IGNORE, zero_division=math.nan
+            len(self.classes),
+            average=None,
+            ignore_index=IGNORE,
+            zero_division=math.nan,
+            sync_on_compute=False,  # one process scores, in training on several
         )
         self._by_scribble = AccuracyByDistance(SCRIBBLE_DISTANCES)
         self._by_border = AccuracyByDistance(BORDER_DISTANCES)

@@ -9,8 +9,7 @@ import sys
 from argparse import ArgumentError
 from collections.abc import Sequence
 
-from blpseg.cli import demo, evaluate, predict, scenes, scribbles, train
-from blpseg.cli.dispatch import dispatch
+from blpseg.cli import demo, evaluate, import_checkpoint, predict, scenes, scribbles, train
 from blpseg.errors import UserError
 
 OK, USER_ERROR, INTERRUPTED = 0, 2, 130
@@ -20,6 +19,7 @@ COMMANDS = {
     "train": train,
     "evaluate": evaluate,
     "predict": predict,
+    "import-checkpoint": import_checkpoint,
     "scenes": scenes,
     "scribbles": scribbles,
 }

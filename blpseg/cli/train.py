@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import fields
 from importlib.resources import files
@@ -9,6 +10,8 @@ from pathlib import Path
 
 from blpseg.cli.arguments import make_parser, print_table
 from blpseg.errors import UserError
+
+STOPPED = 128 + 15  # as shells report SIGTERM
 
 
 def run(argv: Sequence[str]) -> int:
@@ -24,9 +27,14 @@ def run(argv: Sequence[str]) -> int:
     config = TrainConfig(**{part.name: options[part.name] for part in fields(TrainConfig)})
 
     from blpseg.evaluation import scores_table
+    from blpseg.interruption import TrainingStopped
     from blpseg.training import train
 
-    result = train(config)
+    try:
+        result = train(config)
+    except TrainingStopped as stopped:
+        print(f"blpseg: {stopped}", file=sys.stderr)
+        return STOPPED
     if result.scores is not None:
         print_table(scores_table(result.scores))
     kept = " and ".join(path.name for path in (result.last, result.best) if path is not None)
