@@ -7,6 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -172,9 +173,8 @@ class _Run:
         self.classes = self.samples.classes
         self.iterations = config.optim.total_iterations(len(self.samples))
         set_seed(config.seed)
-        model = build_model(
-            config.model, len(self.classes), pretrained=None if saved is None else False
-        )
+        network = config.model if saved is None else replace(config.model, pretrained=False)
+        model = build_model(network, len(self.classes))
         self.model = synchronise(model, accelerator.state)
         optimizer, self.schedule = _optimizer(self.model, config.optim, self.iterations)
         self.losses, self.optimizer = accelerator.prepare(_Losses(self.model).train(), optimizer)

@@ -26,6 +26,8 @@ def run(argv: Sequence[str]) -> int:
     options = parser.instantiate(parser.parse_args(argv))
     config = TrainConfig(**{part.name: options[part.name] for part in fields(TrainConfig)})
 
+    from accelerate import PartialState
+
     from blpseg.evaluation import scores_table
     from blpseg.interruption import TrainingStopped
     from blpseg.training import train
@@ -35,6 +37,8 @@ def run(argv: Sequence[str]) -> int:
     except TrainingStopped as stopped:
         print(f"blpseg: {stopped}", file=sys.stderr)
         return STOPPED
+    if not PartialState().is_main_process:
+        return 0
     if result.scores is not None:
         print_table(scores_table(result.scores))
     kept = " and ".join(path.name for path in (result.last, result.best) if path is not None)
