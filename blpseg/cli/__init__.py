@@ -10,6 +10,7 @@ from argparse import ArgumentError
 from collections.abc import Sequence
 
 from blpseg.cli import demo, evaluate, import_checkpoint, predict, scenes, scribbles, train
+from blpseg.cli.dispatch import dispatch
 from blpseg.errors import UserError
 
 OK, USER_ERROR, INTERRUPTED = 0, 2, 130

@@ -228,7 +228,8 @@ def test_help_lists_commands_and_options(capsys: pytest.CaptureFixture[str]) -> 
 
 def test_unknown_commands_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert error_of(capsys, "paint") == (
-        "unknown command 'paint'; expected one of demo, train, evaluate, predict, scenes, scribbles"
+        "unknown command 'paint'; expected one of demo, train, evaluate, predict, "
+        "import-checkpoint, scenes, scribbles"
     )
 
 
