@@ -1,6 +1,6 @@
 """A training step on the CPU: how long its parts take, with our ops and with plain PyTorch.
 
-A small ResNet under the published decoder, on the built-in scenes. Both peers are the same network
+A small ResNet under a narrow decoder, on the built-in scenes. Both peers are the same network
 on the same batch; their LAM and losses differ.
 """
 
@@ -38,5 +38,5 @@ def test_step(benchmark: Any, scenes: Path, peer: str, part: str) -> None:
     benchmark.extra_info.update(case._asdict(), peer=peer)
     training = _training(case._replace(part=""), peer, scenes)
     before, run = training.call(part)
-    benchmark.pedantic(run, setup=before, rounds=7, warmup_rounds=1)
+    benchmark.pedantic(run, setup=before, rounds=5, warmup_rounds=1)
     training.optimizer.zero_grad()

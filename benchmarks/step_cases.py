@@ -34,11 +34,12 @@ class Case(NamedTuple):
     backbone: str = "resnet18"
     n: int = 4
     crop: int = 192
-    width: int = 256
+    width: int = 64
+    embedding_dim: int = 256
 
     def shrunk(self) -> Case:
         """The same on small images and a small network, to try it out."""
-        return self._replace(backbone="test_resnet", n=2, crop=32, width=16)
+        return self._replace(backbone="test_resnet", n=2, crop=32, width=16, embedding_dim=16)
 
     def __str__(self) -> str:
         """As in the names of benchmarks."""
@@ -64,7 +65,7 @@ class Training:
             case.backbone,
             pretrained=False,
             width=case.width,
-            embedding_dim=case.width,
+            embedding_dim=case.embedding_dim,
             eps=1e-7,
             backend=PEERS[peer],
         )

@@ -180,12 +180,16 @@ class LogConfig:
     validate_every: int = 2000
     """Iterations between two validations, with pictures for TensorBoard; the end has one too."""
 
+    preview_every: int = 500
+    """Iterations between two looks at predictions, as pictures in TensorBoard."""
+
     save_every: int = 1000
     """Iterations between two writings of last.pt; the end has one too."""
 
     def __post_init__(self) -> None:
         _at_least("log.scalars_every", self.scalars_every, 1)
         _at_least("log.validate_every", self.validate_every, 1)
+        _at_least("log.preview_every", self.preview_every, 1)
         _at_least("log.save_every", self.save_every, 1)
 
 

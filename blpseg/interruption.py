@@ -33,3 +33,12 @@ class StopRequest:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.made = True
+
+
+def outlive_sigterm(worker: int) -> None:
+    """Let a loader process leave SIGTERM, which often goes to all processes, to the training one.
+
+    Args:
+        worker: Number of the loader process, as `worker_init_fn` is told.
+    """
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)

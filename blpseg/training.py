@@ -30,7 +30,7 @@ from blpseg.display import Display, Step
 from blpseg.distributed import ShareOfBatches, synchronise, weigh_share
 from blpseg.errors import UserError
 from blpseg.evaluation import score_model
-from blpseg.interruption import StopRequest, TrainingStopped
+from blpseg.interruption import StopRequest, TrainingStopped, outlive_sigterm
 from blpseg.memory import peak_memory
 from blpseg.metrics import Scores
 from blpseg.model import BLPSeg
@@ -211,6 +211,8 @@ class _Run:
                 if self._due(log.validate_every) and not stopping:
                     miou = self._validate(watch)
                     rate = _Rate(batch_size)
+                elif self._due(log.preview_every):
+                    self._draw_preview()
                 step = Step(
                     self.iteration, self.iterations, blp, annotation, learning_rate, speed, miou
                 )
@@ -245,6 +247,7 @@ class _Run:
             ),
             num_workers=config.data.workers,
             pin_memory=state.device.type == "cuda",
+            worker_init_fn=outlive_sigterm,
         )
 
     def _step(self, batch: Batch, stop: StopRequest) -> tuple[float, float, bool]:
@@ -281,11 +284,11 @@ class _Run:
         self.validated = self.iteration
         if self.writer is None:
             return None
-        self.model.eval()
         self._draw_preview()
         if self.validation is not None:
+            self.model.eval()
             self.scores = score_model(self.model, self.validation, distances=False, watch=watch)
-        self.model.train()
+            self.model.train()
         if self.scores is None or self.scores.miou is None:
             return None
         self.writer.add_scalar("validation/mIoU", self.scores.miou, self.iteration)
@@ -295,9 +298,14 @@ class _Run:
         return self.scores.miou
 
     def _draw_preview(self) -> None:
+        """Show predictions on a few images, in TensorBoard."""
+        if self.writer is None:
+            return
         shown = self.validation or self.samples
         samples = [shown[index] for index in range(min(_PREVIEW_IMAGES, len(shown)))]
+        self.model.eval()
         found = [predict_image(self.model, sample.image) for sample in samples]
+        self.model.train()
         sheet = comparison_sheet(
             samples,
             {"prediction": [one.labels.numpy() for one in found]},

@@ -134,9 +134,7 @@ def test_a_run_killed_at_random_times_gets_the_same_losses(
     assert_same_run(config.output, expected.output)
 
 
-def test_sigterm_saves_after_the_iteration(
-    make_config: MakeConfig, uninterrupted: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_sigterm_saves_after_the_iteration(make_config: MakeConfig, uninterrupted: Path) -> None:
     log = replace(LOG, save_every=100)
     config = make_config(optim=OPTIM, log=log, resume=True)
     before = signal.getsignal(signal.SIGTERM)
@@ -145,6 +143,25 @@ def test_sigterm_saves_after_the_iteration(
             run_until(config, iteration, lambda: os.kill(os.getpid(), signal.SIGTERM))
         assert load_checkpoint(config.output / "last.pt")["iteration"] == iteration + 1
     assert signal.getsignal(signal.SIGTERM) == before
+    train(config, on_step=lambda step: None)
+    assert_same_run(config.output, uninterrupted)
+
+
+def test_sigterm_to_the_loader_processes_too_loses_nothing(
+    make_config: MakeConfig, uninterrupted: Path
+) -> None:
+    """As batch systems signal a whole process group."""
+    config = make_config(optim=OPTIM, log=LOG, resume=True)
+    config.data.workers = 2
+
+    def signal_all() -> None:
+        loaders = multiprocessing.active_children()
+        assert len(loaders) >= 2
+        for pid in (*(loader.pid for loader in loaders), os.getpid()):
+            os.kill(pid, signal.SIGTERM)
+
+    with pytest.raises(TrainingStopped, match="stopped after iteration 3"):
+        run_until(config, 2, signal_all)
     train(config, on_step=lambda step: None)
     assert_same_run(config.output, uninterrupted)
 

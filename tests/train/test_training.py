@@ -131,7 +131,7 @@ def test_run_folder_holds_what_it_should(make_config: MakeConfig) -> None:
 
 
 def test_tensorboard_gets_losses_rates_scores_and_pictures(make_config: MakeConfig) -> None:
-    config = make_config(log=LogConfig(scalars_every=3, validate_every=2))
+    config = make_config(log=LogConfig(scalars_every=3, validate_every=2, preview_every=1))
     steps = steps_of(config)
     events = EventAccumulator(str(config.output / "tensorboard"))
     events.Reload()
@@ -148,7 +148,7 @@ def test_tensorboard_gets_losses_rates_scores_and_pictures(make_config: MakeConf
     assert points == [(3, pytest.approx(steps[2].blp)), (4, pytest.approx(steps[3].blp))]
     assert [point.step for point in events.Scalars("validation/mIoU")] == [2, 4]
     assert [step.miou is not None for step in steps] == [False, True, False, True]
-    assert [point.step for point in events.Images("preview")] == [2, 4]
+    assert [point.step for point in events.Images("preview")] == [1, 2, 3, 4]
     assert steps[-1].images_per_second > 0
 
 
