@@ -182,7 +182,7 @@ class _Run:
     def __init__(self, config: TrainConfig, *, quiet: bool) -> None:
         self.config = config
         _check_run_folder(config.output, config.overwrite)
-        self.samples, self.validation = _open_data(config.data, quiet)
+        self.samples, self.validation = open_data(config.data, quiet)
         self.classes = self.samples.classes
         self.iterations = config.optim.total_iterations(len(self.samples))
         self.accelerator = _accelerator(config)
@@ -312,7 +312,7 @@ class _Run:
         )
 
 
-def _open_data(config: DataConfig, quiet: bool) -> tuple[ScribbleFolder, ScribbleFolder | None]:
+def open_data(config: DataConfig, quiet: bool) -> tuple[ScribbleFolder, ScribbleFolder | None]:
     """Open the training images and, where a list of them is found, the validation images."""
     train_split, val_split = config.train_split, config.val_split
     if val_split is None and has_split(config.root, "val") and (config.root / "masks").is_dir():

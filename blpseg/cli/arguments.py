@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from importlib.resources import files
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
+
+from blpseg.errors import UserError
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
@@ -62,3 +66,20 @@ def print_table(table: Any) -> None:
     from rich.console import Console
 
     Console().print(table)
+
+
+def config_file(name: str) -> Path:
+    """Find a configuration: a path, or the name of one that comes with the package."""
+    path = Path(name)
+    if path.is_file():
+        return path
+    shipped = {
+        file.name.removesuffix(".yaml"): file
+        for file in files("blpseg").joinpath("configs").iterdir()
+    }
+    if name in shipped:
+        return Path(str(shipped[name]))
+    raise UserError(
+        f"{name}: expected a YAML file or the name of a configuration that comes with blpseg "
+        f"({', '.join(shipped)})"
+    )
