@@ -37,9 +37,9 @@ from blpseg.data.scenes import write_scenes
 from blpseg.data.scribbles import simulate_scribbles
 from blpseg.errors import UserError
 from blpseg.evaluation import score_model
+from blpseg.inference import Prediction, predict_image
 from blpseg.metrics import DistanceBin, Scores
 from blpseg.pictures import comparison_sheet, save_label_map, save_picture
-from blpseg.prediction import Prediction, predict_image
 from blpseg.training import Step, progress_bars, train
 
 BASELINE, METHOD, PHOTO = "partial cross entropy", "BLPSeg", "BLPSeg, one photo"

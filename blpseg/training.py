@@ -37,10 +37,10 @@ from blpseg.data.folder import Sample, ScribbleFolder, has_split, open_folder
 from blpseg.data.transforms import augment
 from blpseg.errors import UserError
 from blpseg.evaluation import score_model
+from blpseg.inference import predict_image
 from blpseg.metrics import Scores
 from blpseg.model import BLPSeg
 from blpseg.pictures import comparison_sheet
-from blpseg.prediction import predict_image
 
 _PREVIEW_IMAGES = 3
 _RATE_WINDOW = 20  # iterations that the images per second are averaged over

@@ -18,7 +18,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from rich.console import Console
 from rich.progress import track
 from torch import Tensor
@@ -26,15 +26,12 @@ from torch.utils.data import Dataset
 from torchvision import tv_tensors
 
 from blpseg.config import DataConfig
+from blpseg.data.photos import IMAGE_SUFFIXES, UNREADABLE, images_in, photo_size, read_photo
 from blpseg.errors import UserError, raise_problems
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 IGNORE = 255
 MAX_CLASSES = 254  # K is "unlabelled" and 255 is "ignore", and both have to fit in uint8
 
-_EXIF_ORIENTATION = 0x0112
-_EXIF_SIDEWAYS = (5, 6, 7, 8)
-_UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 _LIST_CONTENT = "image names, one a line"
 _SLOW_FROM = 500  # images; below this the check is over before a progress bar is read
 
@@ -200,8 +197,8 @@ class ScribbleFolder(Dataset[Sample]):
 
     def _problems_of(self, files: _Files) -> list[str]:
         try:
-            size = _photo_size(files.image)
-        except _UNREADABLE as error:
+            size = photo_size(files.image)
+        except UNREADABLE as error:
             return [f"{_short(files.image)}: cannot be read ({error})"]
         problems = []
         if files.scribbles is not None:
@@ -252,25 +249,6 @@ def has_split(root: Path, split: str) -> bool:
     """Whether the folder has a list splits/SPLIT.txt with a name in it."""
     path = _split_file(Path(root), split)
     return path.is_file() and bool(_read_lines(path, _LIST_CONTENT))
-
-
-def read_photo(path: Path) -> Image.Image:
-    """Read a photo of 8 bits a channel as RGB, turned as its EXIF orientation says.
-
-    Raises:
-        UserError: If the file cannot be read as such.
-    """
-    try:
-        with Image.open(path) as image:
-            _require_8_bits(image)
-            return ImageOps.exif_transpose(image).convert("RGB")
-    except _UNREADABLE as error:
-        raise UserError(f"{path}: cannot be read ({error})") from error
-
-
-def images_in(folder: Path) -> list[Path]:
-    """List the image files right in a folder, sorted by name."""
-    return sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
 
 
 def _find_files(root: Path, split: str | None, labels: str) -> list[_Files]:
@@ -351,20 +329,6 @@ def _repeated(names: list[str]) -> list[str]:
     return [name for name, count in counts.items() if count > 1]
 
 
-def _photo_size(path: Path) -> tuple[int, int]:
-    """Width and height as seen, from the header."""
-    with Image.open(path) as image:
-        _require_8_bits(image)
-        sideways = image.getexif().get(_EXIF_ORIENTATION) in _EXIF_SIDEWAYS
-        width, height = image.size
-        return (height, width) if sideways else (width, height)
-
-
-def _require_8_bits(image: Image.Image) -> None:
-    if image.mode[0] in "IF":
-        raise ValueError(f"expected 8 bits a channel, got mode {image.mode}")
-
-
 def _label_problems(path: Path, size: tuple[int, int], values: LabelValues) -> list[str]:
     try:
         with Image.open(path) as image:
@@ -375,7 +339,7 @@ def _label_problems(path: Path, size: tuple[int, int], values: LabelValues) -> l
             if image.size != size:
                 return [f"{_short(path)}: is {_times(image.size)}, but its image is {_times(size)}"]
             unknown = values.unknown_values(image)
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         return [f"{_short(path)}: cannot be read ({error})"]
     if not unknown:
         return []
@@ -387,7 +351,7 @@ def _read_labels(path: Path, table: np.ndarray) -> Tensor:
     try:
         with Image.open(path) as image:
             return torch.from_numpy(table[np.asarray(image)])
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         raise UserError(f"{path}: cannot be read ({error})") from error
 
 

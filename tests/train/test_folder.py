@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 from torchvision import tv_tensors
 
-from blpseg.data.folder import ScribbleFolder, has_split, read_photo
+from blpseg.data.folder import ScribbleFolder, has_split
+from blpseg.data.photos import read_photo
 from blpseg.errors import UserError
 
 ORIENTATION = 0x0112
