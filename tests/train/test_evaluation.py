@@ -50,7 +50,9 @@ def test_evaluation_is_written_once(checkpoint: Path, shapes: Path) -> None:
         evaluate(checkpoint, quiet=True)
     folder = ScribbleFolder(shapes, "train", labels="masks")
     expected = score_model(load_model(checkpoint).model, folder, views=Views([0.5, 1.5], flip=True))
-    again = evaluate(checkpoint, "train", views=Views([0.5, 1.5], flip=True), overwrite=True, quiet=True)
+    again = evaluate(
+        checkpoint, "train", views=Views([0.5, 1.5], flip=True), overwrite=True, quiet=True
+    )
     assert json.loads(path.read_text()) == again.as_plain_data()
     assert again.scores == expected and again.scores.images == 5
     assert again.views.scales == [0.5, 1.5] and again.views.flip

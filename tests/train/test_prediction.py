@@ -12,8 +12,8 @@ from PIL import Image
 from blpseg.checkpoints import load_model
 from blpseg.data.photos import read_photo
 from blpseg.errors import UserError
-from blpseg.pictures import heat_map, overlay
 from blpseg.inference import predict_image
+from blpseg.pictures import heat_map, overlay
 from blpseg.prediction import choose_device, find_photos, predict
 
 KINDS = ("masks", "overlays", "annotation")
