@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from blpseg.errors import UserError
 
@@ -18,7 +17,7 @@ class Views:
         UserError: A field is out of range.
     """
 
-    scales: Sequence[float] = (1.0,)
+    scales: list[float] = field(default_factory=lambda: [1.0])
     """Factors of the image's size, e.g. [0.5,0.75,1,1.25] as published."""
 
     flip: bool = False
@@ -33,7 +32,7 @@ class Views:
 
     def __post_init__(self) -> None:
         if not self.scales or not all(0 < scale < float("inf") for scale in self.scales):
-            raise UserError(f"scales: expected numbers above 0, got {list(self.scales)}")
+            raise UserError(f"scales: expected numbers above 0, got {self.scales}")
         for name, value in (("window", self.window), ("stride", self.stride)):
             if value is not None and (value < CELL or value % CELL):
                 raise UserError(f"{name}: expected a multiple of {CELL}, got {value}")

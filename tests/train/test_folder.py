@@ -11,7 +11,6 @@ from PIL import Image
 from torchvision import tv_tensors
 
 from blpseg.data.folder import ScribbleFolder, has_split
-from blpseg.data.photos import read_photo
 from blpseg.errors import UserError
 
 ORIENTATION = 0x0112
@@ -117,14 +116,6 @@ def test_exif_rotation_is_honoured(own_shapes: Path) -> None:
     assert (image[:, :20] > 250).all() and (image[:, 28:] < 5).all()
 
 
-@pytest.mark.parametrize("mode", ["L", "LA", "RGBA", "P", "CMYK"])
-def test_photos_of_other_modes_become_rgb(tmp_path: Path, mode: str) -> None:
-    path = tmp_path / ("photo.tif" if mode == "CMYK" else "photo.png")
-    Image.new("RGB", (5, 4), (102, 102, 102)).convert(mode).save(path)
-    photo = np.asarray(read_photo(path))
-    assert photo.shape == (4, 5, 3) and np.abs(photo.astype(int) - 102).max() <= 1
-
-
 def test_missing_and_orphaned_files_are_named_together(own_shapes: Path) -> None:
     (own_shapes / "scribbles/shape0.png").unlink()
     (own_shapes / "images/shape1.png").unlink()
@@ -191,13 +182,6 @@ def test_truncated_scribbles_are_named(own_shapes: Path) -> None:
     path = own_shapes / "scribbles/shape2.png"
     path.write_bytes(path.read_bytes()[:-40])
     assert "scribbles/shape2.png: cannot be read" in refused(own_shapes)
-
-
-def test_deep_photos_are_refused(own_shapes: Path) -> None:
-    Image.fromarray(np.zeros((48, 64), np.uint16)).save(own_shapes / "images/shape0.png")
-    assert "images/shape0.png: cannot be read (expected 8 bits a channel, got mode I;16" in refused(
-        own_shapes
-    )
 
 
 def test_images_that_differ_in_suffix_only_are_refused(own_shapes: Path) -> None:
