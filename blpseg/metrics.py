@@ -60,10 +60,12 @@ class Scores:
     """Boundary IoU per class, over the whole set; empty where it was not measured."""
 
     by_scribble_distance: list[DistanceBin]
-    """Accuracy by the distance to the nearest scribbled pixel, over images with scribbles."""
+    """Accuracy by the distance to the nearest scribbled pixel, over images with scribbles; empty
+    where there are none, or distances were not measured."""
 
     by_border_distance: list[DistanceBin]
-    """Accuracy by the distance to the nearest pixel of another label, void among them."""
+    """Accuracy by the distance to the nearest pixel of another label, void among them; empty where
+    distances were not measured."""
 
     images: int
     """Number of images."""
@@ -232,8 +234,8 @@ class SegmentationScores:
             iou=iou,
             boundary_miou=_mean(boundary),
             boundary_iou=boundary,
-            by_scribble_distance=self._by_scribble.compute() if self._distances else [],
-            by_border_distance=self._by_border.compute() if self._distances else [],
+            by_scribble_distance=_measured(self._by_scribble),
+            by_border_distance=_measured(self._by_border),
             images=self._images,
         )
 
@@ -283,6 +285,10 @@ def border_band(
     labels, side = labels.astype(np.int16), 2 * width + 1
     least = minimum_filter(labels, side, mode="constant", cval=-1)
     return least != maximum_filter(labels, side, mode="constant", cval=-1)
+
+
+def _measured(metric: AccuracyByDistance) -> list[DistanceBin]:
+    return metric.compute() if metric.update_called else []
 
 
 def _mean(by_class: dict[str, float | None]) -> float | None:
