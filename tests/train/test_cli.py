@@ -210,7 +210,7 @@ def test_help_lists_commands_and_options(capsys: pytest.CaptureFixture[str]) -> 
 
 def test_unknown_commands_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert error_of(capsys, "paint") == (
-        "unknown command 'paint'; expected one of demo, train, evaluate, predict, ablate, scenes"
+        f"unknown command 'paint'; expected one of {', '.join(cli.COMMANDS)}"
     )
 
 
