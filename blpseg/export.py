@@ -9,25 +9,22 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Callable, Sequence
-from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
+import blpseg_ops
 from blpseg import __version__
 from blpseg.checkpoints import Trained, load_model
 from blpseg.data.scenes import render_scene
 from blpseg.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from blpseg.errors import UserError
 from blpseg.model import BLPSeg
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 INPUT, OUTPUTS = "image", ("labels", "logits")
 METADATA = "blpseg.json"  # in a .pt2; in an ONNX file each entry is a property of its own
@@ -180,30 +177,18 @@ def _write_onnx(deployed: Deployed, photos: Tensor, path: Path, metadata: dict[s
                 f"export: expected the package {name}, which cannot be imported ({error}); "
                 "pip install 'blpseg[onnx]' brings it"
             ) from error
-    with warnings.catch_warnings(), _standard_operators(deployed.model):
+    program = _program(deployed, photos).run_decompositions(blpseg_ops.decompositions())
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter's own, about its own code
-        program = torch.onnx.export(
-            _program(deployed, photos),
+        graph = torch.onnx.export(
+            program,
             input_names=[INPUT],
             output_names=list(OUTPUTS),
             dynamo=True,
             verbose=False,
         )
-    program.model.metadata_props.update(metadata)
-    program.save(path)
-
-
-@contextmanager
-def _standard_operators(model: BLPSeg) -> Iterator[None]:
-    """Have LAM traced as what it consists of, which ONNX has operators for."""
-    if model.lam is None:
-        yield
-        return
-    backend, model.lam.backend = model.lam.backend, "reference"
-    try:
-        yield
-    finally:
-        model.lam.backend = backend
+    graph.model.metadata_props.update(metadata)
+    graph.save(path)
 
 
 def _run_onnx(path: Path) -> Callable[[Tensor], Sequence[Tensor]]:

@@ -59,7 +59,8 @@ def test_files_run_without_this_package(
             "import torch, json, blpseg_ops\n"
             "extra = {'blpseg.json': ''}\n"
             "program = torch.export.load('model.pt2', extra_files=extra).module()\n"
-            "labels, logits = (x.numpy() for x in program(torch.from_numpy(photos)))\n"
+            "with torch.inference_mode():\n"
+            "    labels, logits = (x.numpy() for x in program(torch.from_numpy(photos)))\n"
             "about = json.loads(extra['blpseg.json'])\n"
         )
     done = export(checkpoint, tmp_path / f"model{suffix}", size=SIZE)
