@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +23,7 @@ from rich.table import Table
 
 from blpseg import ablation
 from blpseg.checkpoints import load_model
-from blpseg.config import (
-    AugmentConfig,
-    DataConfig,
-    LogConfig,
-    ModelConfig,
-    OptimConfig,
-    TrainConfig,
-)
+from blpseg.config import TrainConfig, read_config
 from blpseg.curves import DISTANCES, distance_curves
 from blpseg.data.folder import ScribbleFolder, open_folder
 from blpseg.data.scenes import write_scenes
@@ -121,23 +115,15 @@ def demo(quick: bool = False, output: Path = Path("blpseg-demo")) -> dict[str, A
 
 
 def _config(output: Path, run: str, data: str, iterations: int) -> TrainConfig:
-    """BLPSeg on a network that two CPU cores can train: the published recipe, scaled down."""
-    return TrainConfig(
-        data=DataConfig(root=output / data, workers=0),
+    """BLPSeg on a network that two CPU cores can train: the configuration `demo`."""
+    config = read_config(files("blpseg").joinpath("configs", "demo.yaml").read_text())
+    half = iterations // 2
+    return replace(
+        config,
+        data=replace(config.data, root=output / data),
         output=output / "runs" / run,
-        # Crops are a quarter as wide as the published 384 pixels; LAM reaches a third as far.
-        model=ModelConfig(
-            "regnety_002", pretrained=False, width=48, embedding_dim=32, sigma=2.0, eps=0.0
-        ),
-        augment=AugmentConfig(crop=96),
-        optim=OptimConfig(
-            learning_rate=2e-3,
-            batch_size=8,
-            iterations=iterations,
-            self_training_from=iterations // 2,
-        ),
-        log=LogConfig(scalars_every=10, validate_every=iterations, save_every=iterations),
-        device="cpu",
+        optim=replace(config.optim, iterations=iterations, self_training_from=half),
+        log=replace(config.log, validate_every=iterations, save_every=iterations),
     )
 
 
