@@ -87,21 +87,15 @@ def test_files_run_without_this_package(
     assert (found["labels"] == labels.numpy()).mean() > 0.999
 
 
-def test_sizes_need_not_be_multiples_of_anything(checkpoint: Path, tmp_path: Path) -> None:
-    done = export(checkpoint, tmp_path / "odd.pt2", size=(45, 70))
-    assert done.pixels == 4 * 45 * 70 and done.error <= 1e-3 * done.largest
-
-
-@pytest.mark.parametrize("wrong", ["weights", "nan"])
 def test_files_that_disagree_are_not_written(
-    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrong: str
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A writer that changes the weights a little, or spoils them."""
+    """A writer that changes a weight a little."""
     write, run = module._FORMATS[".pt2"]
 
     def spoiled(deployed: Deployed, *rest: object) -> None:
         kept = deployed.model.seg_head[-1].bias.data.clone()
-        deployed.model.seg_head[-1].bias.data[1] += float("nan") if wrong == "nan" else 0.1
+        deployed.model.seg_head[-1].bias.data[1] += 0.1
         write(deployed, *rest)
         deployed.model.seg_head[-1].bias.data = kept
 
@@ -113,6 +107,18 @@ def test_files_that_disagree_are_not_written(
         export(checkpoint, path, size=SIZE, overwrite=True)
     assert path.read_text() == "precious"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["model.pt2", "trained.pt"]
+
+
+def test_not_a_number_is_never_close(checkpoint: Path) -> None:
+    deployed = Deployed(load_model(checkpoint).model).eval()
+
+    def run(photos: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        labels, logits = deployed(photos)
+        logits[0, 0, 0, 0] = torch.nan
+        return labels, logits
+
+    found = module._compare(deployed, run, SIZE)
+    assert found.error == float("inf") and found.differing == 0
 
 
 def test_arguments_that_do_not_fit_are_refused(checkpoint: Path, tmp_path: Path) -> None:
@@ -137,9 +143,10 @@ def test_without_onnx_the_error_says_how_to_get_it(
 def test_export_from_the_command_line(
     checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], shapes: Path
 ) -> None:
+    """At a size that is no multiple of anything."""
     path = tmp_path / "new" / "model.pt2"
-    assert main(["export", str(checkpoint), str(path), "--size=[48,64]"]) == 0
+    assert main(["export", str(checkpoint), str(path), "--size=[45,70]"]) == 0
     assert f"{path}: logits differ from the model's by up to" in capsys.readouterr().out
-    image = np.array(Image.open(shapes / "images/shape0.png"))
+    image = np.array(Image.open(shapes / "images/shape0.png").resize((70, 45)))
     labels, _ = torch.export.load(path).module()(torch.from_numpy(image).permute(2, 0, 1)[None])
-    assert labels.shape == (1, *SIZE)
+    assert labels.shape == (1, 45, 70)
