@@ -15,6 +15,7 @@ from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 import blpseg_ops
 from benchmarks import lam_cases, lam_peers
 from benchmarks.lam_cases import RANDOM, Run
+from benchmarks.lam_peers import COMPILED, EAGER, FLEX, OURS, SDPA
 
 if not torch.cuda.is_available():
     pytest.skip("no CUDA device", allow_module_level=True)
@@ -33,6 +34,7 @@ class Case(NamedTuple):
     eps: float = 0.0
     dtype: str = "float32"  # of features and values; "autocast": float32, under bfloat16 autocast
     backward: bool = True
+    radius: int | None = None
 
     @property
     def pixels(self) -> int:
@@ -44,6 +46,8 @@ class Case(NamedTuple):
         size = f"N {self.n}, D {self.dims}, C {self.channels}, {self.h} x {self.w}"
         what = "forward + backward" if self.backward else "forward"
         numbers = f"sigma {self.sigma:g}, eps {self.eps:g}, {self.dtype}"
+        if self.radius is not None:
+            numbers += f", radius {self.radius}"
         return f"{self.source}, {size}, {numbers}, {what}"
 
 
@@ -73,7 +77,6 @@ def _flex_masked(case: Case) -> Run:
     return run
 
 
-OURS, EAGER, COMPILED, SDPA, FLEX = lam_peers.PEERS
 FLEX_MASKED = "FlexAttention, block mask"
 PEERS = {**lam_peers.PEERS, FLEX_MASKED: _flex_masked}
 
@@ -107,6 +110,10 @@ def _cases() -> Iterator[tuple[str, Case]]:
         yield OURS, both
         yield OURS, both._replace(dims=50)
         yield OURS, both._replace(eps=1e-7)
+    for both in (TRAINING, TRAINING._replace(backward=False), CITYSCAPES):
+        for dtype in ("float32", "bfloat16"):
+            for peer in (OURS, FLEX):
+                yield peer, both._replace(dtype=dtype, radius=6)
 
 
 CASES = list(_cases())
@@ -202,7 +209,7 @@ def _errors(
     """Largest difference from float64 on the first image, relative to the largest number."""
     one = case._replace(n=1, dtype="float64")
     first = tuple(x.detach()[:1].double().requires_grad_(x.requires_grad) for x in inputs)
-    reference = partial(blpseg_ops.lam, sigma=case.sigma, eps=case.eps, backend="reference")
+    reference = partial(PEERS[OURS](case), backend="reference")
     truth = _call(reference, one, first)
     names = ("output", "grad_features", "grad_values")
     return {

@@ -27,6 +27,7 @@ class Case(NamedTuple):
     sigma: float = 6.0
     eps: float = 0.0
     backward: bool = False
+    radius: int | None = None
 
     @property
     def pixels(self) -> int:
@@ -40,6 +41,8 @@ class Case(NamedTuple):
     def __str__(self) -> str:
         """As in the names of benchmarks."""
         settings = f"{self.h} x {self.w}, sigma {self.sigma:g}, eps {self.eps:g}"
+        if self.radius is not None:
+            settings += f", radius {self.radius}"
         return f"{self.source}, {settings}, {'forward + backward' if self.backward else 'forward'}"
 
 
@@ -49,6 +52,7 @@ CITYSCAPES, DOUBLE = Case("astronaut", 256, 512), Case("astronaut", 512, 512)
 # The last has nothing that could be left out: equal scores almost, and hardly a Gaussian.
 HOSTILE = [Case(source, 96, 96) for source in RANDOM]
 HOSTILE.append(HOSTILE[0]._replace(sigma=96.0))
+WINDOWS = [size._replace(radius=radius) for size in (TRAINING, CITYSCAPES) for radius in (3, 6)]
 
 
 def make_inputs(case: Case) -> tuple[Tensor, Tensor, Tensor]:

@@ -13,14 +13,14 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.attention.flex_attention import flex_attention
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
 import blpseg_ops
 from benchmarks.lam_cases import Case, Run
 
 
 def _ours(case: Case) -> Run:
-    return partial(blpseg_ops.lam, sigma=case.sigma, eps=case.eps)
+    return partial(blpseg_ops.lam, sigma=case.sigma, radius=case.radius, eps=case.eps)
 
 
 def _published(features: Tensor, values: Tensor, gaussian: Tensor, eps: float) -> Tensor:
@@ -58,12 +58,52 @@ def _flex(case: Case) -> Run:
         return score - (dy * dy + dx * dx) / (2 * case.sigma**2)
 
     attention = torch.compile(flex_attention, dynamic=False)
+    arguments = {"score_mod": gaussian, "block_mask": _block_mask(case), "scale": 1.0}
 
     def run(features: Tensor, values: Tensor) -> Tensor:
         query = _tokens(features)
-        return _maps(attention(query, query, _tokens(values), score_mod=gaussian, scale=1.0), case)
+        return _maps(attention(query, query, _tokens(values), **arguments), case)
 
     return run
+
+
+def _block_mask(case: Case) -> BlockMask | None:
+    """The blocks of pairs that windows touch; None where a pixel sees the whole image."""
+    if case.radius is None:
+        return None
+
+    def window(_n: Tensor, _head: Tensor, b: Tensor, a: Tensor) -> Tensor:
+        dy, dx = b // case.w - a // case.w, b % case.w - a % case.w
+        return (dy.abs() <= case.radius) & (dx.abs() <= case.radius)
+
+    # Compiled, for it would hold all L x L pairs otherwise.
+    make = torch.compile(create_block_mask, dynamic=False)
+    device = torch.get_default_device()
+    return make(window, None, None, case.pixels, case.pixels, device=device)
+
+
+def _windowed(features: Tensor, values: Tensor, bias: Tensor, radius: int) -> Tensor:
+    side = 2 * radius + 1
+    keys, seen = (
+        F.unfold(maps, side, padding=radius).unflatten(1, (-1, side * side))  # [N, D, side^2, L]
+        for maps in (features, values)
+    )
+    score = (keys * features.flatten(2)[:, :, None]).sum(1)
+    weight = (score + bias).softmax(1)  # [N, side^2, L]
+    return (seen * weight[:, None]).sum(2).reshape(values.shape)
+
+
+def _unfold(case: Case) -> Run:
+    radius = case.radius
+    step = torch.arange(-radius, radius + 1)
+    distance2 = (step[:, None] ** 2 + step**2).flatten()
+    inside = F.unfold(torch.ones(1, 1, case.h, case.w), 2 * radius + 1, padding=radius)[0]
+    bias = inside.log() - distance2[:, None] / (2 * case.sigma**2)  # [side^2, L]
+    return partial(_windowed, bias=bias, radius=radius)
+
+
+def _unfold_compiled(case: Case) -> Run:
+    return torch.compile(_unfold(case), dynamic=False)
 
 
 def _log_gaussian(case: Case) -> Tensor:  # [L, L]
@@ -81,21 +121,25 @@ def _maps(tokens: Tensor, case: Case) -> Tensor:  # [N, 1, L, C] -> [N, C, h, w]
     return tokens[:, 0].mT.unflatten(2, (case.h, case.w)).contiguous()
 
 
-OURS, EAGER, COMPILED, SDPA, FLEX = (
+OURS, EAGER, COMPILED, SDPA, FLEX = WHOLE = (
     "blpseg_ops",
     "published",
     "published, compiled",
     "SDPA",
     "FlexAttention",
 )
+UNFOLD, UNFOLD_COMPILED = "unfold", "unfold, compiled"
+WINDOWED = OURS, UNFOLD, UNFOLD_COMPILED, FLEX
 PEERS: dict[str, Callable[[Case], Run]] = {
     OURS: _ours,
     EAGER: _eager,
     COMPILED: _compiled,
     SDPA: _sdpa,
     FLEX: _flex,
+    UNFOLD: _unfold,
+    UNFOLD_COMPILED: _unfold_compiled,
 }
-COMPILES = {COMPILED, FLEX}
+COMPILES = {COMPILED, FLEX, UNFOLD_COMPILED}
 KEEPS_MATRIX = {EAGER, COMPILED, SDPA}  # L x L float32 numbers, made once
 
 

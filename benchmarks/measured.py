@@ -23,7 +23,8 @@ def read(result: dict[str, Any], name: str, case_type: Any) -> Results:
     for benchmark in result["benchmarks"]:
         if benchmark["name"].startswith(f"test_{name}["):
             info = benchmark["extra_info"]
-            case = case_type(*(info[field] for field in case_type._fields))
+            told = {**case_type._field_defaults, **info}  # older files lack newer fields
+            case = case_type(*(told[field] for field in case_type._fields))
             results[info["peer"], case] = Measured(
                 benchmark["stats"]["median"], info.get("peak_bytes", nan), info.get("errors", {})
             )

@@ -11,7 +11,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter
 
 from benchmarks.lam_cases import TRAINING, Case
-from benchmarks.lam_peers import COMPILED, EAGER, FLEX, OURS, PEERS, SDPA, bytes_kept
+from benchmarks.lam_peers import COMPILED, EAGER, FLEX, OURS, SDPA, WHOLE, bytes_kept
 from benchmarks.measured import Results
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -29,7 +29,7 @@ COLOURS = {
 def draw(results: Results) -> str:
     """Draw it, and return the picture's path from the page."""
     figure, (time, memory) = plt.subplots(1, 2, figsize=(11.5, 6.5), layout="constrained")
-    for peer in PEERS:
+    for peer in WHOLE:
         _lines(time, results, peer, "seconds")
         _lines(memory, results, peer, "peak_bytes")
     sides = (32, 64, 128, 256, 512)
@@ -44,7 +44,7 @@ def draw(results: Results) -> str:
         axes.grid(alpha=0.3)
     handles = [
         Line2D([], [], color=COLOURS[peer], marker=".", label=peer + _why_it_stops(results, peer))
-        for peer in PEERS
+        for peer in WHOLE
     ]
     handles += [
         Line2D([], [], color="grey", label="forward"),

@@ -2,12 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 from benchmarks import plot_lam, tables
-from benchmarks.lam_cases import CITYSCAPES, DOUBLE, HOSTILE, SECOND_PHOTO, TRAINING, Case
-from benchmarks.lam_peers import COMPILED, EAGER, KEEPS_MATRIX, OURS, PEERS, SDPA, bytes_kept
+from benchmarks.lam_cases import (
+    CITYSCAPES,
+    DOUBLE,
+    HOSTILE,
+    SECOND_PHOTO,
+    TRAINING,
+    WINDOWS,
+    Case,
+)
+from benchmarks.lam_peers import (
+    COMPILED,
+    EAGER,
+    KEEPS_MATRIX,
+    OURS,
+    SDPA,
+    WHOLE,
+    WINDOWED,
+    bytes_kept,
+)
 from benchmarks.measured import Results, read
 
 _time, _memory = partial(tables.time, ours=OURS), partial(tables.memory, ours=OURS)
@@ -29,6 +47,11 @@ def report(result: dict[str, Any]) -> str:
         "### Large images",
         _large(results),
         f"![Time and peak memory against the number of pixels]({picture})",
+        "### In a window",
+        "Every pixel sees those at most `radius` rows and columns away. eps 0.",
+        _windows(results, _time),
+        "Peak memory:",
+        _windows(results, _memory),
         "### Error",
         "Largest difference from float64, relative to the largest number of that tensor.",
         _error(results),
@@ -81,7 +104,7 @@ def _training(results: Results) -> str:
             _memory(results, peer, both),
             f"{bytes_kept(peer, both) / 1e6:.0f} MB" if peer in KEEPS_MATRIX else "",
         )
-        for peer in PEERS
+        for peer in WHOLE
     ]
     heads = ["", "forward", "forward + backward"]
     heads += ["peak, forward", "peak, forward + backward", "kept for all calls"]
@@ -124,13 +147,24 @@ def _large(results: Results) -> str:
     return tables.table(heads, rows)
 
 
+def _windows(results: Results, written: Callable[[Results, str, Case], str]) -> str:
+    rows = []
+    for case in (
+        size._replace(backward=backward) for backward in (False, True) for size in WINDOWS
+    ):
+        what = "forward + backward" if case.backward else "forward"
+        name = f"{case.h} x {case.w}, radius {case.radius}, {what}"
+        rows.append((name, *(written(results, peer, case) for peer in WINDOWED)))
+    return tables.table(["", *WINDOWED], rows)
+
+
 def _error(results: Results) -> str:
     both = TRAINING._replace(backward=True)
     cases = (both, both._replace(eps=1e-7), both._replace(source=SECOND_PHOTO.source))
     found = [
         (f"{peer}, {case.source}, eps {case.eps:g}", results[peer, case].errors.values())
         for case in cases
-        for peer in PEERS
+        for peer in WHOLE
         if (peer, case) in results
     ]
     rows = [(name, *(f"{error:.1e}" for error in errors)) for name, errors in found]

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 from blpseg_ops import __version__
 
 if TYPE_CHECKING:
+    from blpseg.authors import load_authors_checkpoint
     from blpseg.model import BLPSeg
 
-__all__ = ["BLPSeg", "__version__"]
+__all__ = ["BLPSeg", "__version__", "load_authors_checkpoint"]
 
 
 def __getattr__(name: str) -> Any:
@@ -18,4 +19,8 @@ def __getattr__(name: str) -> Any:
         from blpseg.model import BLPSeg
 
         return BLPSeg
+    if name == "load_authors_checkpoint":
+        from blpseg.authors import load_authors_checkpoint
+
+        return load_authors_checkpoint
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

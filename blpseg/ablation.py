@@ -20,19 +20,21 @@ from rich.console import Console
 from rich.progress import TaskID
 from rich.table import Table
 
-from blpseg.checkpoints import load_model
+from blpseg.checkpoints import load_model, write_whole
 from blpseg.config import TrainConfig
 from blpseg.curves import distance_curves
 from blpseg.data.folder import ScribbleFolder
+from blpseg.display import Step, progress_bars
 from blpseg.errors import UserError
 from blpseg.evaluation import score_model
 from blpseg.metrics import Scores
 from blpseg.prediction import choose_device
-from blpseg.training import Step, TrainResult, open_data, progress_bars, train
+from blpseg.run_folder import check_same
+from blpseg.training import TrainResult, open_data, train
 
 _SETTINGS, _RESULT, _CHART = "ablation.yaml", "ablation.json", "ablation.png"
 _FINISHED = "finished.json"  # the last file that a run writes
-_PER_RUN = ("output", "overwrite", "seed")  # settings that the ablation chooses itself
+_PER_RUN = ("output", "overwrite", "resume", "seed")  # settings that the ablation chooses itself
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,7 @@ class Run:
 
     seed: int
     seconds: float
-    """Time of the training, in seconds."""
+    """Time of the training, in seconds, since it was last resumed."""
     scores: Scores
 
 
@@ -159,13 +161,14 @@ def ablate(
 ) -> Ablation:
     """Train every variant with every seed, score them, and write a table and curves.
 
-    A run that is finished is not made again, so an ablation that was interrupted goes on where it
-    stopped, and seeds can be added later, or at the same time by another process. `config.output`
-    gets ``ablation.yaml``, the settings; a run folder ``runs/VARIANT/SEED`` for each training; and,
-    at the end, ``ablation.json`` and ``ablation.png``.
+    A run that is finished is not made again and one that was begun is resumed, so an ablation that
+    was interrupted goes on where it stopped. Seeds can be added later, or at the same time by
+    another process. `config.output` gets ``ablation.yaml``, the settings; a run folder
+    ``runs/VARIANT/SEED`` for each training; and, at the end, ``ablation.json`` and
+    ``ablation.png``.
 
     Args:
-        config: The training with all parts on. Its seed and overwrite are not looked at.
+        config: The training with all parts on. Its seed, overwrite and resume are not looked at.
         seeds: Seeds of the weights, the order of the images and their augmentation.
         quiet: Show no progress.
 
@@ -190,7 +193,7 @@ def ablate(
 
     def run_of(variant: Variant, seed: int) -> TrainConfig:
         folder = config.output / "runs" / variant.folder / str(seed)
-        return replace(variant.of(config), output=folder, seed=seed, overwrite=True)
+        return replace(variant.of(config), output=folder, seed=seed, overwrite=False, resume=True)
 
     configs = {(variant, seed): run_of(variant, seed) for seed in seeds for variant in VARIANTS}
     waiting = {
@@ -292,34 +295,12 @@ def _claim(folder: Path, settings: dict[str, Any]) -> None:
     """Write the settings down, or see that the folder holds an ablation with these."""
     path = folder / _SETTINGS
     if path.exists():
-        earlier = yaml.safe_load(path.read_text())
-        if earlier != settings:
-            raise UserError(
-                f"{path}: holds an ablation with other settings "
-                f"({_difference(earlier, settings)}); --output names another folder"
-            )
+        check_same(path, yaml.safe_load(path.read_text()), settings)
         return
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder}: exists already and holds no ablation to go on with")
     folder.mkdir(parents=True, exist_ok=True)
     path.write_text(yaml.safe_dump(settings, sort_keys=False))
-
-
-def _difference(earlier: dict[str, Any], settings: dict[str, Any]) -> str:
-    """Name the first setting that differs, with both values."""
-    before, after = _flat(earlier), _flat(settings)
-    key = next(key for key in {**after, **before} if before.get(key) != after.get(key))
-    return f"{key} was {before.get(key)}, is {after.get(key)}"
-
-
-def _flat(settings: Any, name: str = "") -> dict[str, Any]:
-    if not isinstance(settings, dict):
-        return {name: settings}
-    return {
-        long: value
-        for key, part in settings.items()
-        for long, value in _flat(part, f"{name}.{key}" if name else key).items()
-    }
 
 
 def _finish(config: TrainConfig, trained: TrainResult, validation: ScribbleFolder) -> None:
@@ -335,10 +316,8 @@ def _read(folder: Path, seed: int) -> Run:
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:
-    """Write a JSON file aside and rename it, so that it is never half a file."""
-    aside = path.with_name(path.name + ".part")
-    aside.write_text(json.dumps(content, indent=2) + "\n")
-    aside.replace(path)
+    text = json.dumps(content, indent=2) + "\n"
+    write_whole(path, lambda file: file.write(text.encode()))
 
 
 def _plain(spread: Spread | None) -> dict[str, float | None] | None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import pickle
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import torch
 
@@ -56,18 +58,42 @@ def build_model(config: ModelConfig, num_classes: int, *, pretrained: bool | Non
 
 
 def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
-    """Write a checkpoint aside and rename it, so that `path` is never half a file.
+    """Write a checkpoint, whole or not at all.
 
     Args:
         path: The file; an older one is replaced.
         content: Tensors and plain data only, so that `torch.load(weights_only=True)` reads it.
+
+    Raises:
+        OSError: If it cannot be written; an older file is left as it was.
+    """
+    write_whole(path, lambda file: torch.save(content, file))
+
+
+def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Write a file aside and rename it, so that `path` is never half a file, whatever happens.
+
+    Args:
+        path: The file; an older one is replaced.
+        write: Writes the content.
+
+    Raises:
+        OSError: If it cannot be written; an older file is left as it was.
     """
     aside = path.with_name(path.name + ".part")
-    with aside.open("wb") as file:
-        torch.save(content, file)
-        file.flush()
-        os.fsync(file.fileno())
-    aside.replace(path)
+    try:
+        with aside.open("wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(path)
+    except (OSError, RuntimeError) as error:  # torch.save makes a RuntimeError of a full disk
+        with suppress(OSError):
+            aside.unlink(missing_ok=True)
+        cause = error.__context__ if isinstance(error.__context__, OSError) else error
+        raise OSError(
+            f"{path}: could not be written, an older one is left as it was ({cause})"
+        ) from error
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:

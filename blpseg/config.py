@@ -8,6 +8,10 @@ from typing import Any, Literal
 
 from blpseg.errors import UserError
 
+LayoutName = Literal[
+    "folder", "voc", "context", "s4pascal", "s4cityscapes", "s4ade20k", "scribblecoco"
+]
+
 
 @dataclass
 class DataConfig:
@@ -17,30 +21,46 @@ class DataConfig:
     """
 
     root: Path
-    """Folder with images/, scribbles/, classes.txt and, where there are any, masks/ and splits/."""
+    """The data set's folder."""
+
+    layout: LayoutName = "folder"
+    """How the data set is laid out; folder: images/, scribbles/, classes.txt and, where there are
+    any, masks/ and splits/; docs/data.md shows the others."""
 
     train_split: str | None = None
-    """List splits/NAME.txt to train on; null: train.txt where it exists, else every image."""
+    """Part to train on (folder: a list splits/NAME.txt); null: the layout's (folder: train.txt
+    where it exists, else every image)."""
 
     val_split: str | None = None
-    """List splits/NAME.txt to validate on; null: val.txt where it and masks/ exist, else none."""
+    """Part to validate on; null: the layout's, where it and masks exist (folder: val.txt)."""
 
-    unlabeled_value: int = 255
-    """Value of unlabelled pixels in the scribble files (some sets use 0)."""
+    scribbles: Path | None = None
+    """Folder of the scribble files; null: where the layout has them."""
 
-    first_class_value: int = 0
-    """Value of the first class in the scribble files (1 in sets that keep 0 for something else)."""
+    scribble_width: int = 1
+    """Width in pixels of lines that scribble files hold as points (ScribbleSup's XML)."""
 
-    mask_void_value: int = 255
-    """Value of void pixels in the mask files; void is left out of every score."""
+    unlabeled_value: int | None = None
+    """Value of unlabelled pixels in the scribble files; null: the layout's (folder: 255; some sets
+    use 0)."""
+
+    first_class_value: int | None = None
+    """Value of the first class in the scribble files; null: the layout's (folder: 0; 1 in sets that
+    keep 0 for something else)."""
+
+    mask_void_value: int | None = None
+    """Value of void pixels in the mask files, which are left out of every score; null: the
+    layout's (folder: 255)."""
 
     mask_first_class_value: int | None = None
-    """Value of the first class in the mask files; null: the same as in the scribble files."""
+    """Value of the first class in the mask files; null: the layout's (folder: the same as in the
+    scribble files)."""
 
     workers: int = 4
     """Processes that load training images; 0 loads them in the training process."""
 
     def __post_init__(self) -> None:
+        _at_least("data.scribble_width", self.scribble_width, 1)
         _at_least("data.workers", self.workers, 0)
 
 
@@ -116,7 +136,8 @@ class OptimConfig:
     """Iteration i of n runs at learning_rate * (1 - i / (n + 1)) ** power."""
 
     batch_size: int = 10
-    """Images per iteration; at least 2, as batch norm sees one pooled pixel per image."""
+    """Images per iteration, a multiple of the number of processes that share them; at least 2, as
+    batch norm sees one pooled pixel per image."""
 
     epochs: int = 40
     """Passes over the training images (the last one rounded up to whole batches)."""
@@ -153,10 +174,14 @@ class LogConfig:
     """How often the run is written down, in iterations."""
 
     scalars_every: int = 20
-    """Iterations between two points in TensorBoard: losses, learning rate, images per second."""
+    """Iterations between two points in TensorBoard: losses, learning rate, images per second, peak
+    memory."""
 
     validate_every: int = 2000
     """Iterations between two validations, with pictures for TensorBoard; the end has one too."""
+
+    preview_every: int = 500
+    """Iterations between two looks at predictions, as pictures in TensorBoard."""
 
     save_every: int = 1000
     """Iterations between two writings of last.pt; the end has one too."""
@@ -164,6 +189,7 @@ class LogConfig:
     def __post_init__(self) -> None:
         _at_least("log.scalars_every", self.scalars_every, 1)
         _at_least("log.validate_every", self.validate_every, 1)
+        _at_least("log.preview_every", self.preview_every, 1)
         _at_least("log.save_every", self.save_every, 1)
 
 
@@ -197,6 +223,9 @@ class TrainConfig:
     overwrite: bool = False
     """Replace the files of an earlier run in the run folder; other files there stay."""
 
+    resume: bool = False
+    """Continue the run in the run folder from its last.pt; where nothing was saved yet, begin."""
+
     seed: int = 0
     """Seed of the weights, the order of the images and their augmentation."""
 
@@ -205,6 +234,8 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         _at_least("seed", self.seed, 0)
+        if self.overwrite and self.resume:
+            raise UserError("resume: a run is either continued or replaced; overwrite is true, too")
 
     def as_plain_data(self) -> dict[str, Any]:
         """Turn into nested dicts of numbers, strings and lists, e.g. for YAML."""

@@ -16,7 +16,7 @@ from rich.table import Table
 from blpseg.checkpoints import load_model
 from blpseg.config import DataConfig
 from blpseg.crf import require_crf
-from blpseg.data.folder import Sample, ScribbleFolder, has_split, open_folder
+from blpseg.data.folder import Sample, ScribbleFolder, choose_evaluation_split, open_folder
 from blpseg.errors import UserError
 from blpseg.inference import Prediction, predict_image
 from blpseg.metrics import (
@@ -157,8 +157,7 @@ def evaluate(
         require_crf()
     trained = load_model(checkpoint)
     folder = _data_config(trained.config["data"] | dict(data or {}))
-    if split is None and has_split(folder.root, "val"):
-        split = "val"
+    split = split or choose_evaluation_split(folder)
     samples = open_folder(folder, split, labels="masks", quiet=quiet)
     if samples.classes != trained.classes:
         raise UserError(
@@ -264,7 +263,8 @@ def _extremes(images: Sequence[ImageScore]) -> dict[str, list[int]]:
 
 
 def _data_config(fields: dict[str, Any]) -> DataConfig:
-    return DataConfig(**fields | {"root": Path(fields["root"])})
+    paths = {name: Path(fields[name]) for name in ("root", "scribbles") if fields.get(name)}
+    return DataConfig(**fields | paths)
 
 
 def _distance_table(bins: list[DistanceBin]) -> Table:

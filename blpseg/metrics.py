@@ -14,7 +14,7 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.classification import MulticlassJaccardIndex
 
-from blpseg.data.folder import IGNORE
+from blpseg.data.labels import IGNORE
 
 SCRIBBLE_DISTANCES = (0, 5, 10, 20, 40, 80)
 BORDER_DISTANCES = (0, 3, 6, 12, 24, 48)
@@ -95,7 +95,7 @@ class AccuracyByDistance(Metric):
     total: Tensor
 
     def __init__(self, starts: Sequence[float]) -> None:
-        super().__init__()
+        super().__init__(sync_on_compute=False)
         self.starts = tuple(starts)
         zeros = torch.zeros(len(self.starts), dtype=torch.int64)
         self.add_state("correct", zeros, dist_reduce_fx="sum")
@@ -187,7 +187,11 @@ class SegmentationScores:
     ) -> None:
         self.classes = list(classes)
         self._iou = MulticlassJaccardIndex(
-            len(self.classes), average=None, ignore_index=IGNORE, zero_division=math.nan
+            len(self.classes),
+            average=None,
+            ignore_index=IGNORE,
+            zero_division=math.nan,
+            sync_on_compute=False,  # one process scores, in training on several
         )
         self._boundary = BoundaryIoU(len(self.classes), boundary_ratio)
         self._by_scribble = AccuracyByDistance(SCRIBBLE_DISTANCES)

@@ -44,6 +44,7 @@ class BLPSeg(nn.Module):
         unlabeled_weight: Weight of unlabelled pixels in the annotation loss.
         threshold: Least probability of a pseudo label.
         ignore_index: Value of target pixels to leave out.
+        backend: Of LAM and the losses, as for :func:`blpseg_ops.lam`.
 
     Raises:
         ValueError: num_classes < 2, or the backbone lacks one of the strides.
@@ -64,6 +65,7 @@ class BLPSeg(nn.Module):
         unlabeled_weight: float = 0.02,
         threshold: float = 0.9,
         ignore_index: int = 255,
+        backend: str = "auto",
     ) -> None:
         super().__init__()
         if num_classes < 2:
@@ -71,6 +73,7 @@ class BLPSeg(nn.Module):
         self.num_classes = num_classes
         self.gamma, self.unlabeled_weight = gamma, unlabeled_weight
         self.threshold, self.ignore_index = threshold, ignore_index
+        self.backend = backend
         self.backbone = Backbone(backbone, pretrained)
         *levels, top = self.backbone.channels
         self.ppm = PyramidPooling(top, width)
@@ -80,7 +83,9 @@ class BLPSeg(nn.Module):
         for part in (self.ppm, self.decoder, self.seg_head, self.annotation_head):
             part.apply(_init_kaiming)
         self.lam = (
-            blpseg_ops.LocalAggregation(embedding_dim, STRIDES[0], sigma=sigma, eps=eps)
+            blpseg_ops.LocalAggregation(
+                embedding_dim, STRIDES[0], sigma=sigma, eps=eps, backend=backend
+            )
             if lam
             else None
         )
@@ -154,6 +159,7 @@ class BLPSeg(nn.Module):
             class_present=class_present if self_training else None,
             threshold=self.threshold,
             ignore_index=self.ignore_index,
+            backend=self.backend,
         )
         return {
             "blp": objective.blp_loss,

@@ -16,7 +16,8 @@ from PIL import Image
 
 from blpseg import __version__
 from blpseg.curves import DISTANCES, distance_chart
-from blpseg.data.folder import IGNORE, Sample
+from blpseg.data.folder import Sample
+from blpseg.data.labels import IGNORE
 from blpseg.inference import Prediction
 from blpseg.metrics import DistanceBin, Scores
 from blpseg.pictures import COLORS, color_labels, draw_scribbles, thumbnail

@@ -2,29 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
+from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import yaml
 from accelerate import Accelerator
-from accelerate.utils import set_seed
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeRemainingColumn,
-)
+from accelerate.utils import InitProcessGroupKwargs, gather_object, send_to_device, set_seed
 from torch import Tensor, nn
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import PolynomialLR
@@ -33,45 +24,23 @@ from torch.utils.tensorboard import SummaryWriter
 
 from blpseg.checkpoints import build_model, save_checkpoint
 from blpseg.config import AugmentConfig, DataConfig, OptimConfig, TrainConfig
-from blpseg.data.folder import Sample, ScribbleFolder, has_split, open_folder
+from blpseg.data.folder import Sample, ScribbleFolder, choose_splits, open_folder
 from blpseg.data.transforms import augment
+from blpseg.display import Display, Step
+from blpseg.distributed import ShareOfBatches, synchronise, weigh_share
 from blpseg.errors import UserError
 from blpseg.evaluation import score_model
 from blpseg.inference import predict_image
+from blpseg.interruption import StopRequest, TrainingStopped, outlive_sigterm
+from blpseg.memory import peak_memory
 from blpseg.metrics import Scores
 from blpseg.model import BLPSeg
 from blpseg.pictures import comparison_sheet
+from blpseg.run_folder import RunFolder, fingerprint
 
 _PREVIEW_IMAGES = 3
 _RATE_WINDOW = 20  # iterations that the images per second are averaged over
-_CONFIG, _SCORES, _LAST, _BEST = "config.yaml", "scores.json", "last.pt", "best.pt"
-_TENSORBOARD = "tensorboard"
-_OWN_FILES = (_CONFIG, _SCORES, _LAST, _BEST, f"{_TENSORBOARD}/events.out.tfevents.*")
-
-
-class Step(NamedTuple):
-    """One iteration, as told to whoever watches."""
-
-    iteration: int
-    """Iterations done, this one among them."""
-
-    iterations: int
-    """Iterations of the whole run."""
-
-    blp: float
-    """The segmentation's loss."""
-
-    annotation: float
-    """The annotation head's loss."""
-
-    learning_rate: float
-    """Learning rate of this iteration."""
-
-    images_per_second: float
-    """Training images per second over the last iterations; 0 until it can be told."""
-
-    miou: float | None
-    """mIoU on the validation images, where this iteration was followed by a validation."""
+_LONGEST_VALIDATION = timedelta(hours=6)  # that the other processes wait for the main one
 
 
 class TrainResult(NamedTuple):
@@ -131,9 +100,7 @@ class TrainingStream(Dataset[Batch]):
         order = np.random.default_rng((self.seed, 0, epoch)).permutation(len(self.samples))
         sample = self.samples[int(order[place])]
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(
-                int(np.random.SeedSequence((self.seed, 1, position)).generate_state(1)[0])
-            )
+            torch.manual_seed(_seed(self.seed, 1, position))
             image, target = self._augment(sample.image, sample.target)
         return Batch(
             image.as_subclass(Tensor), target.as_subclass(Tensor), sample.class_present, sample.name
@@ -147,136 +114,198 @@ class _Losses(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, batch: Batch, self_training: bool) -> dict[str, Tensor]:
-        return self.model.losses(
+    def forward(self, batch: Batch, self_training: bool) -> Tensor:  # [2]: blp, annotation
+        model = self.model
+        found = model.losses(
             batch.image, batch.target, batch.class_present, self_training=self_training
         )
+        annotation = weigh_share(
+            found["annotation"],
+            batch.target,
+            model.num_classes,
+            model.unlabeled_weight,
+            model.ignore_index,
+        )
+        return torch.stack([found["blp"], annotation])
 
 
 def train(config: TrainConfig, *, on_step: Callable[[Step], None] | None = None) -> TrainResult:
     """Train a model as configured.
 
+    Under `accelerate launch` every process calls this, and the main one writes.
+
     Args:
         config: The run.
-        on_step: Called after every iteration; with it nothing is printed and no progress bar shown.
+        on_step: Called after every iteration, in the main process; with it nothing is printed and
+            no progress bar shown.
 
     Returns:
-        The run's checkpoints and scores.
+        The run's checkpoints and scores; scores are the main process's.
 
     Raises:
-        UserError: Before any work is done, if the data does not fit or the run folder exists;
-            during the run, if the loss stops being finite.
+        UserError: Before any work is done, if the data does not fit or the run folder exists, or
+            cannot be continued; during the run, if the loss stops being finite.
+        OSError: If a file cannot be written; last.pt stays the one written before.
+        TrainingStopped: If SIGTERM came; the run is saved and can be resumed.
     """
-    run = _Run(config, quiet=on_step is not None)
-    display = _Display(run.iterations) if on_step is None else nullcontext()
-    with display:
-        if on_step is None:
+    accelerator = _accelerator(config)
+    shown = on_step is None and accelerator.is_main_process
+    run = _Run(config, accelerator, quiet=not shown)
+    display = Display(run.iteration, run.iterations) if shown else nullcontext()
+    with display, StopRequest() as stop:
+        if shown:
             display.announce(config.optim)
-            return run.train(display.on_step, display.watch)
-        return run.train(on_step, iter)
+            return run.train(display.on_step, display.watch, stop)
+        return run.train(on_step or (lambda step: None), iter, stop)
 
 
 class _Run:
     """One training run: everything checked and built on construction, trained by `train`."""
 
-    def __init__(self, config: TrainConfig, *, quiet: bool) -> None:
-        self.config = config
-        _check_run_folder(config.output, config.overwrite)
+    def __init__(self, config: TrainConfig, accelerator: Accelerator, *, quiet: bool) -> None:
+        self.config, self.accelerator = config, accelerator
+        self.folder = RunFolder(config.output)
+        if not config.resume:
+            self.folder.check_new(config.overwrite)
+        _check_shares(config.optim.batch_size, accelerator.num_processes)
         self.samples, self.validation = open_data(config.data, quiet)
+        saved = self.folder.check_unfinished(config, self.samples.names) if config.resume else None
         self.classes = self.samples.classes
         self.iterations = config.optim.total_iterations(len(self.samples))
-        self.accelerator = _accelerator(config)
         set_seed(config.seed)
-        model = build_model(config.model, len(self.classes))
-        self.model = _synchronise_batch_norm(model, self.accelerator)
-        self.optimizer, self.schedule = _optimizer(self.model, config.optim, self.iterations)
-        _make_run_folder(config)
-        self.writer = SummaryWriter(config.output / _TENSORBOARD)
+        network = config.model if saved is None else replace(config.model, pretrained=False)
+        model = build_model(network, len(self.classes))
+        self.model = synchronise(model, accelerator.state)
+        optimizer, self.schedule = _optimizer(self.model, config.optim, self.iterations)
+        self.losses, self.optimizer = accelerator.prepare(_Losses(self.model).train(), optimizer)
         self.iteration = 0
+        self.validated = 0
         self.scores: Scores | None = None
         self.best_miou = -math.inf
+        if saved is not None:
+            self._restore(saved)
+        accelerator.wait_for_everyone()  # all have looked at the folder before one changes it
+        if accelerator.is_main_process:
+            self.folder.make(config, keep=saved is not None)
+        self.writer = self._writer()
 
     def train(
         self,
         on_step: Callable[[Step], None],
         watch: Callable[[Iterable[Sample]], Iterable[Sample]],
+        stop: StopRequest,
     ) -> TrainResult:
-        """Run all iterations."""
-        config = self.config
-        losses, self.optimizer, loader = self.accelerator.prepare(
-            _Losses(self.model).train(), self.optimizer, self._loader()
-        )
-        start, rate = time.monotonic(), _Rate(config.optim.batch_size)
-        with self.writer:
-            for batch in loader:
+        """Run all iterations that are left."""
+        log, batch_size = self.config.log, self.config.optim.batch_size
+        start = time.monotonic()
+        with self.writer or nullcontext():
+            if self.iteration > self.validated and self._due(log.validate_every):
+                self._validate(watch)  # the run was stopped before it
+                self._save(self.folder.last)
+            rate = _Rate(batch_size)
+            for batch in self._loader():
                 learning_rate = self.schedule.get_last_lr()[0]
-                blp, annotation = self._step(losses, batch)
-                self.iteration += 1
+                blp, annotation, stopping = self._step(batch, stop)
                 speed = rate.tick()
                 miou = None
-                if self._due(config.log.validate_every):
+                if self._due(log.validate_every) and not stopping:
                     miou = self._validate(watch)
-                    rate = _Rate(config.optim.batch_size)
+                    rate = _Rate(batch_size)
+                elif self._due(log.preview_every):
+                    self._draw_preview()
                 step = Step(
                     self.iteration, self.iterations, blp, annotation, learning_rate, speed, miou
                 )
-                if self._due(config.log.scalars_every):
+                if self._due(log.scalars_every):
                     self._log(step)
-                if self._due(config.log.save_every):
-                    self._save(_LAST)
-                on_step(step)
+                if self._due(log.save_every) or stopping:
+                    self._save(self.folder.last)
+                if self.accelerator.is_main_process:
+                    on_step(step)
+                if stopping:
+                    self.accelerator.wait_for_everyone()
+                    raise TrainingStopped(
+                        f"stopped after iteration {self.iteration} of {self.iterations}, which "
+                        f"{self.folder.last} holds; --resume true continues"
+                    )
         return self._result(time.monotonic() - start)
 
     def _loader(self) -> DataLoader[Batch]:
-        config = self.config
+        """The process's share of the batches that are left."""
+        config, state = self.config, self.accelerator.state
+        batch_size = config.optim.batch_size
         stream = TrainingStream(
-            self.samples, config.augment, self.iterations * config.optim.batch_size, config.seed
+            self.samples, config.augment, self.iterations * batch_size, config.seed
         )
         return DataLoader(
             stream,
-            config.optim.batch_size,
+            batch_sampler=ShareOfBatches(
+                range(self.iteration, self.iterations),
+                batch_size,
+                state.process_index,
+                state.num_processes,
+            ),
             num_workers=config.data.workers,
-            pin_memory=self.accelerator.device.type == "cuda",
+            pin_memory=state.device.type == "cuda",
+            worker_init_fn=outlive_sigterm,
         )
 
-    def _step(self, losses: nn.Module, batch: Batch) -> tuple[float, float]:
-        """Learn from one batch; returns the two losses."""
+    def _step(self, batch: Batch, stop: StopRequest) -> tuple[float, float, bool]:
+        """Learn from one batch; returns the two losses, and whether a process is asked to stop."""
         begins = self.config.optim.self_training_from
-        found = losses(batch, begins is not None and self.iteration >= begins)
-        blp, annotation = torch.stack([found["blp"], found["annotation"]]).tolist()
+        # What an iteration draws depends on its number alone, as what stands in the data does.
+        torch.manual_seed(_seed(self.config.seed, 2, self.iteration))
+        names = batch.name
+        batch = send_to_device(batch, self.accelerator.device, non_blocking=True)
+        losses = self.losses(batch, begins is not None and self.iteration >= begins)
+        told = torch.cat([losses.detach(), losses.new_tensor([stop.made])])
+        blp, annotation, stopping = self.accelerator.reduce(told, "mean").tolist()
         if not math.isfinite(blp + annotation):
             raise UserError(
                 f"iteration {self.iteration + 1} of {self.iterations}: the loss is not finite (blp "
-                f"{blp}, annotation {annotation}); images of the batch: {', '.join(batch.name)}"
+                f"{blp}, annotation {annotation}); images of the batch: "
+                f"{', '.join(gather_object(names))}"
             )
         self.optimizer.zero_grad()
-        self.accelerator.backward(found["blp"] + found["annotation"])
+        self.accelerator.backward(losses.sum())
         self.optimizer.step()
         self.schedule.step()
-        return blp, annotation
+        self.iteration += 1
+        return blp, annotation, stopping > 0
 
     def _due(self, every: int) -> bool:
         return self.iteration % every == 0 or self.iteration == self.iterations
 
     def _validate(self, watch: Callable[[Iterable[Sample]], Iterable[Sample]]) -> float | None:
-        """Draw a preview and, where there are validation images, score them and keep the best."""
-        self.model.eval()
+        """Draw a preview and, where there are validation images, score them and keep the best.
+
+        The main process does; the others wait for it in their next iteration.
+        """
+        self.validated = self.iteration
+        if self.writer is None:
+            return None
         self._draw_preview()
         if self.validation is not None:
+            self.model.eval()
             self.scores = score_model(self.model, self.validation, distances=False, watch=watch)
-        self.model.train()
+            self.model.train()
         if self.scores is None or self.scores.miou is None:
             return None
         self.writer.add_scalar("validation/mIoU", self.scores.miou, self.iteration)
         if self.scores.miou > self.best_miou:
             self.best_miou = self.scores.miou
-            self._save(_BEST)
+            self._save(self.folder.best)
         return self.scores.miou
 
     def _draw_preview(self) -> None:
+        """Show predictions on a few images, in TensorBoard."""
+        if self.writer is None:
+            return
         shown = self.validation or self.samples
         samples = [shown[index] for index in range(min(_PREVIEW_IMAGES, len(shown)))]
+        self.model.eval()
         found = [predict_image(self.model, sample.image) for sample in samples]
+        self.model.train()
         sheet = comparison_sheet(
             samples,
             {"prediction": [one.labels.numpy() for one in found]},
@@ -285,45 +314,66 @@ class _Run:
         )
         self.writer.add_image("preview", sheet, self.iteration, dataformats="HWC")
 
+    def _writer(self) -> SummaryWriter | None:
+        """Where the main process logs; points that a resumed run will write again are purged."""
+        if not self.accelerator.is_main_process:
+            return None
+        purge = self.iteration + 1 if self.iteration else None
+        return SummaryWriter(self.folder.tensorboard, purge_step=purge)
+
     def _log(self, step: Step) -> None:
+        if self.writer is None:
+            return
         for name in ("blp", "annotation"):
             self.writer.add_scalar(f"loss/{name}", getattr(step, name), step.iteration)
         for name in ("learning_rate", "images_per_second"):
             self.writer.add_scalar(f"training/{name}", getattr(step, name), step.iteration)
+        peak = peak_memory(self.accelerator.device) / 2**20
+        self.writer.add_scalar("training/peak_memory_MiB", peak, step.iteration)
 
-    def _save(self, name: str) -> None:
+    def _save(self, path: Path) -> None:
+        if self.writer is None:
+            return
+        self.writer.flush()  # a run that resumes here shall find all its points before
+        scaler = self.accelerator.scaler
         content = {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
+            "scaler": None if scaler is None else scaler.state_dict(),
             "iteration": self.iteration,
+            "validated": self.validated,
+            "best_miou": self.best_miou,
+            "scores": None if self.scores is None else self.scores.as_plain_data(),
+            "images": fingerprint(self.samples.names),
             "classes": self.classes,
             "config": self.config.as_plain_data(),
         }
-        save_checkpoint(self.config.output / name, content)
+        save_checkpoint(path, content)
+
+    def _restore(self, content: dict[str, Any]) -> None:
+        """Go back to where `_save` was called."""
+        self.model.load_state_dict(content["model"])
+        self.optimizer.load_state_dict(content["optimizer"])
+        self.schedule.load_state_dict(content["schedule"])
+        if self.accelerator.scaler is not None and content["scaler"] is not None:
+            self.accelerator.scaler.load_state_dict(content["scaler"])
+        self.iteration, self.validated = content["iteration"], content["validated"]
+        self.best_miou = content["best_miou"]
+        if content["scores"] is not None:
+            self.scores = Scores.from_plain_data(content["scores"])
 
     def _result(self, seconds: float) -> TrainResult:
-        output = self.config.output
-        if self.scores is not None:
-            (output / _SCORES).write_text(json.dumps(self.scores.as_plain_data(), indent=2) + "\n")
-        best = output / _BEST
-        return TrainResult(
-            output, output / _LAST, best if self.best_miou >= 0 else None, self.scores, seconds
-        )
+        self.accelerator.wait_for_everyone()
+        if self.scores is not None and self.accelerator.is_main_process:
+            self.folder.write_scores(self.scores)
+        best = self.folder.best if self.best_miou >= 0 else None
+        return TrainResult(self.folder.path, self.folder.last, best, self.scores, seconds)
 
 
 def open_data(config: DataConfig, quiet: bool) -> tuple[ScribbleFolder, ScribbleFolder | None]:
     """Open the training images and, where a list of them is found, the validation images."""
-    train_split, val_split = config.train_split, config.val_split
-    if val_split is None and has_split(config.root, "val") and (config.root / "masks").is_dir():
-        val_split = "val"
-    if train_split is None and has_split(config.root, "train"):
-        train_split = "train"
-    if train_split is None and val_split is not None:
-        raise UserError(
-            f"{config.root / 'splits'}: expected a list train.txt beside {val_split}.txt, so that "
-            "its images are not trained on; data.train_split names another"
-        )
+    train_split, val_split = choose_splits(config)
     samples = open_folder(config, train_split, quiet=quiet)
     if val_split is None:
         return samples, None
@@ -333,14 +383,19 @@ def open_data(config: DataConfig, quiet: bool) -> tuple[ScribbleFolder, Scribble
 def _accelerator(config: TrainConfig) -> Accelerator:
     on_cpu = config.device == "cpu"
     half = torch.cuda.is_available() and not on_cpu
-    return Accelerator(mixed_precision=config.optim.mixed_precision if half else "no", cpu=on_cpu)
+    return Accelerator(
+        mixed_precision=config.optim.mixed_precision if half else "no",
+        cpu=on_cpu,
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=_LONGEST_VALIDATION)],
+    )
 
 
-def _synchronise_batch_norm(model: BLPSeg, accelerator: Accelerator) -> BLPSeg:
-    """Take batch statistics over all GPUs, as published; torch has this for GPUs alone."""
-    if accelerator.num_processes > 1 and accelerator.device.type == "cuda":
-        return nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    return model
+def _check_shares(batch_size: int, processes: int) -> None:
+    if batch_size % processes:
+        raise UserError(
+            f"optim.batch_size: expected a multiple of the {processes} processes that share the "
+            f"batch, got {batch_size}"
+        )
 
 
 def _optimizer(
@@ -350,22 +405,9 @@ def _optimizer(
     return optimizer, PolynomialLR(optimizer, total_iters=iterations + 1, power=config.power)
 
 
-def _check_run_folder(folder: Path, overwrite: bool) -> None:
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"{folder}: expected a run folder to make, but a file of this name exists")
-    if not overwrite and folder.exists() and any(folder.iterdir()):
-        raise UserError(
-            f"{folder}: exists already and is not empty; --overwrite true replaces the run in it"
-        )
-
-
-def _make_run_folder(config: TrainConfig) -> None:
-    """Make the folder, less the files of an earlier run, and write the configuration down."""
-    for pattern in _OWN_FILES:
-        for old in config.output.glob(pattern):
-            old.unlink()
-    config.output.mkdir(parents=True, exist_ok=True)
-    (config.output / _CONFIG).write_text(yaml.safe_dump(config.as_plain_data(), sort_keys=False))
+def _seed(*key: int) -> int:
+    """A seed of its own for every key."""
+    return int(np.random.SeedSequence(key).generate_state(1)[0])
 
 
 class _Rate:
@@ -379,56 +421,3 @@ class _Rate:
         """Note that an iteration ended."""
         self._times.append(time.monotonic())
         return self._batch_size * (len(self._times) - 1) / (self._times[-1] - self._times[0])
-
-
-def progress_bars(console: Console) -> Progress:
-    """Bars for training runs: description, iterations, time left and a field `detail`."""
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=12),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(elapsed_when_finished=True),
-        TextColumn("{task.fields[detail]}"),
-        console=console,
-    )
-
-
-class _Display:
-    """Progress in the terminal: losses, learning rate, time left, and each validation's mIoU."""
-
-    def __init__(self, iterations: int) -> None:
-        self._iterations = iterations
-        self._progress = progress_bars(Console(stderr=True))
-        self._task: TaskID = self._progress.add_task("", total=iterations, detail="")
-
-    def __enter__(self) -> _Display:
-        self._progress.start()
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        self._progress.stop()
-
-    def announce(self, config: OptimConfig) -> None:
-        """Say so where the run ends before self-training begins."""
-        begins = config.self_training_from
-        if begins is not None and begins >= self._iterations:
-            self._progress.print(
-                "Without self-training: it would begin at iteration "
-                f"{begins} of {self._iterations} (optim.self_training_from)."
-            )
-
-    def on_step(self, step: Step) -> None:
-        """Show an iteration."""
-        detail = (
-            f"loss {step.blp:.4f} + {step.annotation:.4f}  "
-            f"lr {step.learning_rate:.2e}  {step.images_per_second:.1f} img/s"
-        )
-        self._progress.update(self._task, completed=step.iteration, detail=detail)
-        if step.miou is not None:
-            self._progress.print(f"Iteration {step.iteration}: mIoU {100 * step.miou:.2f} %")
-
-    def watch(self, samples: Iterable[Sample]) -> Iterable[Sample]:
-        """Count the images of a validation."""
-        for count, sample in enumerate(samples, 1):
-            self._progress.update(self._task, detail=f"validating, {count} images")
-            yield sample

@@ -40,12 +40,14 @@ def maps(op: str, name: str, value: Tensor, dims: str) -> None:
 
 
 def same_dtype(op: str, name: str, value: Tensor, other_name: str, other: Tensor) -> None:
-    """Refuse two inputs of different dtypes, but under autocast, which makes them alike itself."""
+    """Refuse two inputs of different dtypes, unless autocast, which leaves float64, mends it."""
+    if value.dtype == other.dtype:
+        return
     device_type = value.device.type
     autocast = torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(
         device_type
     )
-    if value.dtype != other.dtype and not autocast:
+    if not autocast or torch.float64 in (value.dtype, other.dtype):
         raise TypeError(
             f"{op}: {name} must have the dtype of {other_name}, {other.dtype}, got {value.dtype}"
         )

@@ -51,14 +51,15 @@ void dispatch_label(ScalarType dtype, F&& visit) {
   return dtype == ScalarType::Byte ? visit(uint8_t{}) : visit(int32_t{});
 }
 
-// A tensor as kernels read it: strides as given, so no layout needs a copy.
+// A tensor as kernels see it, to read (View) or to write (OutputView): strides as given, so no
+// layout needs a copy.
 template <typename T, int axes>
-struct View {
-  const T* data;
+struct StridedView {
+  T* data;
   int64_t size[axes];
   int64_t stride[axes];
 
-  explicit View(const Tensor& tensor) : data(static_cast<const T*>(tensor.const_data_ptr())) {
+  explicit StridedView(const Tensor& tensor) : data(data_of(tensor)) {
     for (int axis = 0; axis < axes; ++axis) {
       size[axis] = tensor.size(axis);
       stride[axis] = tensor.stride(axis);
@@ -67,16 +68,30 @@ struct View {
 
   // The place with these indices along the first axes, and 0 along the others.
   template <typename... Index>
-  const T* at(Index... index) const {
+  T* at(Index... index) const {
     static_assert(sizeof...(index) <= axes);
     int axis = 0;
     int64_t offset = 0;
     ((offset += index * stride[axis++]), ...);
     return data + offset;
   }
+
+ private:
+  static T* data_of(const Tensor& tensor) {
+    if constexpr (std::is_const_v<T>)
+      return static_cast<T*>(tensor.const_data_ptr());
+    else
+      return static_cast<T*>(tensor.mutable_data_ptr());
+  }
 };
 
+template <typename T, int axes>
+using View = StridedView<const T, axes>;
 template <typename T>
 using View4 = View<T, 4>;  // [N, C, H, W]
+template <typename T, int axes>
+using OutputView = StridedView<T, axes>;
+template <typename T>
+using OutputView4 = OutputView<T, 4>;
 
 }  // namespace blpseg

@@ -9,10 +9,23 @@ import sys
 from argparse import ArgumentError
 from collections.abc import Sequence
 
-from blpseg.cli import ablate, demo, evaluate, export, predict, scenes, train
+from blpseg.cli import (
+    ablate,
+    demo,
+    evaluate,
+    export,
+    import_checkpoint,
+    predict,
+    scenes,
+    scribbles,
+    train,
+)
+from blpseg.cli.dispatch import dispatch
 from blpseg.errors import UserError
+from blpseg.interruption import TrainingStopped
 
 OK, USER_ERROR, INTERRUPTED = 0, 2, 130
+STOPPED = 128 + 15  # as shells report SIGTERM
 
 COMMANDS = {
     "demo": demo,
@@ -21,7 +34,9 @@ COMMANDS = {
     "predict": predict,
     "export": export,
     "ablate": ablate,
+    "import-checkpoint": import_checkpoint,
     "scenes": scenes,
+    "scribbles": scribbles,
 }
 
 
@@ -35,26 +50,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code: 0, or 1 where some of the inputs failed, or 2 where the user has to mend
         something, which one message on stderr names.
     """
-    name, *rest = (sys.argv[1:] if argv is None else argv) or ["--help"]
-    if name in ("-h", "--help"):
-        print(_overview())
-        return OK
     try:
-        if name not in COMMANDS:
-            raise UserError(f"unknown command {name!r}; expected one of {', '.join(COMMANDS)}")
-        return COMMANDS[name].run(rest)
+        return dispatch(
+            "blpseg",
+            "Semantic segmentation learnt from scribbles.",
+            COMMANDS,
+            sys.argv[1:] if argv is None else argv,
+        )
     except (UserError, ArgumentError, OSError) as error:
         print(f"blpseg: error: {error}", file=sys.stderr)
         return USER_ERROR
+    except TrainingStopped as stopped:
+        print(f"blpseg: {stopped}", file=sys.stderr)
+        return STOPPED
     except KeyboardInterrupt:
         print("blpseg: interrupted", file=sys.stderr)
         return INTERRUPTED
     except SystemExit as done:  # a parser's --help
         return int(done.code or OK)
-
-
-def _overview() -> str:
-    lines = ["usage: blpseg COMMAND ...", "", "Semantic segmentation learnt from scribbles.", ""]
-    width = max(map(len, COMMANDS)) + 2
-    lines += [f"  {name:<{width}}{command.__doc__}" for name, command in COMMANDS.items()]
-    return "\n".join([*lines, "", "blpseg COMMAND --help tells a command's options."])

@@ -7,7 +7,7 @@ from dataclasses import fields
 
 from blpseg.cli.arguments import config_file, make_parser, print_table
 
-_CHOSEN = {"seed", "overwrite"}  # by the ablation, run by run
+_CHOSEN = {"seed", "overwrite", "resume"}  # by the ablation, run by run
 
 
 def run(argv: Sequence[str]) -> int:
@@ -27,7 +27,12 @@ def run(argv: Sequence[str]) -> int:
     config = TrainConfig(**{name: options[name] for name in names})
 
     from blpseg.ablation import ablate, ablation_table
+    from blpseg.interruption import TrainingStopped
 
-    print_table(ablation_table(ablate(config, options.seeds)))
+    try:
+        ablation = ablate(config, options.seeds)
+    except TrainingStopped as stopped:
+        raise TrainingStopped("stopped; the same command goes on from here") from stopped
+    print_table(ablation_table(ablation))
     print(f"Written to {config.output}: ablation.json, ablation.png and the runs.")
     return 0

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
 _EVALUATION_DATA = (
     "root",
+    "layout",
+    "scribbles",
+    "scribble_width",
     "unlabeled_value",
     "first_class_value",
     "mask_void_value",

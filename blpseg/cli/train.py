@@ -20,10 +20,14 @@ def run(argv: Sequence[str]) -> int:
     options = parser.instantiate(parser.parse_args(argv))
     config = TrainConfig(**{part.name: options[part.name] for part in fields(TrainConfig)})
 
+    from accelerate import PartialState
+
     from blpseg.evaluation import scores_table
     from blpseg.training import train
 
     result = train(config)
+    if not PartialState().is_main_process:
+        return 0
     if result.scores is not None:
         print_table(scores_table(result.scores))
     kept = " and ".join(path.name for path in (result.last, result.best) if path is not None)

@@ -10,7 +10,8 @@ contradicts the mask.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import zip_longest
 
 import numpy as np
 from numpy.random import Generator
@@ -18,7 +19,7 @@ from PIL import Image, ImageDraw
 from scipy import ndimage
 from skimage.graph import MCP_Geometric
 
-UNLABELED = 255
+from blpseg.data.shapes import UNLABELED, draw_stroke, shrink_stroke
 
 # Found by measuring the simulator against the figures above. "Side" is the picture's longer side.
 _SHARE = 0.03  # of a region's pixels to label
@@ -53,6 +54,9 @@ class ScribbleOptions:
     drop: float = 0.0
     """Probability that a stroke is left out."""
 
+    shrink: float = 0.0
+    """Share of each stroke's length that is cut off, half of it at each end; 1 leaves a dot."""
+
     def __post_init__(self) -> None:
         if not 0 <= self.preference < float("inf"):
             raise ValueError(f"preference must be a finite number >= 0, got {self.preference}")
@@ -62,6 +66,8 @@ class ScribbleOptions:
             raise ValueError(f"length must be a finite number > 0, got {self.length}")
         if not 0 <= self.drop <= 1:
             raise ValueError(f"drop must lie in 0..1, got {self.drop}")
+        if not 0 <= self.shrink <= 1:
+            raise ValueError(f"shrink must lie in 0..1, got {self.shrink}")
 
 
 def simulate_scribbles(
@@ -72,6 +78,7 @@ def simulate_scribbles(
     width: int = 3,
     length: float = 1.0,
     drop: float = 0.0,
+    shrink: float = 0.0,
     ignore_value: int = 255,
 ) -> np.ndarray:  # [H, W] uint8
     """Scribble on a mask as a person would.
@@ -88,6 +95,8 @@ def simulate_scribbles(
         width: Width of the brush, in pixels.
         length: Factor on the length of the strokes.
         drop: Probability that a stroke is left out; a class may so lose all of its strokes.
+        shrink: Share of each stroke's length that is cut off, half of it at each end. Neither this
+            nor ``drop`` changes the strokes that are drawn otherwise.
         ignore_value: Value of void pixels.
 
     Returns:
@@ -97,7 +106,7 @@ def simulate_scribbles(
         ValueError: The mask or a dial does not fit.
     """
     _check_labels("mask", mask)
-    options = ScribbleOptions(preference, width, length, drop)
+    options = ScribbleOptions(preference, width, length, drop, shrink)
     labels = [int(label) for label in np.unique(mask) if label != ignore_value]
     if labels and not 0 <= labels[0] <= labels[-1] < UNLABELED:
         raise ValueError(f"mask must hold 0..254 or {ignore_value}, got {labels[0]}..{labels[-1]}")
@@ -111,7 +120,8 @@ def simulate_scribbles(
             corner = (window[1].start, window[0].start)
             for stroke in _strokes(depth, max(mask.shape), options, rng):
                 if rng.random() >= options.drop:
-                    _draw(draw, stroke + corner, label, options.width)
+                    kept = shrink_stroke(stroke + corner, options.shrink)
+                    draw_stroke(draw, kept, label, options.width)
     return np.array(canvas)
 
 
@@ -192,14 +202,6 @@ def _hand(
     return rounded + wobble[:, None] * (2 * slow * np.pi**0.5) ** 0.5 * drift
 
 
-def _draw(draw: ImageDraw.ImageDraw, stroke: np.ndarray, label: int, width: int) -> None:
-    points = [(float(x), float(y)) for x, y in stroke]
-    radius = (width - 1) / 2
-    for x, y in (points[0], points[-1]):
-        draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=label)
-    draw.line(points, fill=label, width=width, joint="curve")
-
-
 def _check_labels(name: str, labels: np.ndarray) -> None:
     if labels.ndim != 2 or labels.size == 0 or labels.dtype.kind not in "ui":
         raise ValueError(
@@ -214,10 +216,15 @@ class DistanceSums:
     pixels: int = 0
     distance: float = 0.0
     near: int = 0
+    histogram: tuple[int, ...] = field(default=(), compare=False)
+    """Pixels by their distance, in steps of 1 px: up to 1, up to 2, ..."""
 
     def __add__(self, other: DistanceSums) -> DistanceSums:
         return DistanceSums(
-            self.pixels + other.pixels, self.distance + other.distance, self.near + other.near
+            self.pixels + other.pixels,
+            self.distance + other.distance,
+            self.near + other.near,
+            tuple(map(sum, zip_longest(self.histogram, other.histogram, fillvalue=0))),
         )
 
     @property
@@ -311,7 +318,13 @@ def scribble_statistics(
 
 
 def _sums(distance: np.ndarray, border: float) -> DistanceSums:
-    return DistanceSums(distance.size, float(distance.sum()), int((distance <= border).sum()))
+    steps = np.maximum(np.ceil(distance).astype(int) - 1, 0)
+    return DistanceSums(
+        distance.size,
+        float(distance.sum()),
+        int((distance <= border).sum()),
+        tuple(np.bincount(steps).tolist()),
+    )
 
 
 def _merge(a: dict[int, DistanceSums], b: dict[int, DistanceSums]) -> dict[int, DistanceSums]:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from blpseg_ops import _checks, backends, reference
 from blpseg_ops.ops._register import register
+from blpseg_ops.ops._vmap import loop
 from blpseg_ops.reference.annotation_loss import annotation_loss_backward, annotation_loss_forward
 from blpseg_ops.reference.resize import accumulate_dtype
 
@@ -59,7 +60,7 @@ def annotation_loss(
             annotation_logits, target, unlabeled_weight=unlabeled_weight, ignore_index=ignore_index
         )
     loss: Tensor = _checks.call(
-        torch.ops.blpseg.annotation_loss, annotation_logits, target, unlabeled_weight, ignore_index
+        annotation_loss_op, annotation_logits, target, unlabeled_weight, ignore_index
     )[0]
     return loss
 
@@ -74,7 +75,7 @@ def _fake(
 
 
 def _fake_backward(grad_loss: Tensor, annotation_logits: Tensor, *_: Any) -> Tensor:
-    return annotation_logits.new_empty(annotation_logits.shape)
+    return torch.empty_like(annotation_logits)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -84,16 +85,19 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
 
 
 def _backward(ctx: Any, grad_loss: Tensor, _: None) -> tuple[Tensor | None, ...]:
-    grad = torch.ops.blpseg.annotation_loss_backward(grad_loss, *ctx.saved_tensors, *ctx.numbers)
+    grad = annotation_loss_backward_op(grad_loss, *ctx.saved_tensors, *ctx.numbers)
     return grad, None, None, None
 
 
-register(
+annotation_loss_op = register(
     "annotation_loss",
     fallback=annotation_loss_forward,
     fake=_fake,
+    vmap=loop,
     backward=_backward,
     setup_context=_setup_context,
     autocast_to_float32=True,
 )
-register("annotation_loss_backward", fallback=annotation_loss_backward, fake=_fake_backward)
+annotation_loss_backward_op = register(
+    "annotation_loss_backward", fallback=annotation_loss_backward, fake=_fake_backward, vmap=loop
+)

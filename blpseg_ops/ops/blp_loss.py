@@ -9,6 +9,7 @@ from torch import Tensor
 
 from blpseg_ops import _checks, backends, reference
 from blpseg_ops.ops._register import register
+from blpseg_ops.ops._vmap import loop
 from blpseg_ops.reference.blp_loss import blp_loss_backward, blp_loss_forward
 from blpseg_ops.reference.resize import accumulate_dtype
 
@@ -63,7 +64,7 @@ def blp_loss(
             seg_logits, annotation_logits, target, gamma=gamma, ignore_index=ignore_index
         )
     loss: Tensor = _checks.call(
-        torch.ops.blpseg.blp_loss, seg_logits, annotation_logits, target, gamma, ignore_index
+        blp_loss_op, seg_logits, annotation_logits, target, gamma, ignore_index
     )[0]
     return loss
 
@@ -72,11 +73,13 @@ def _fake(
     seg_logits: Tensor, annotation_logits: Tensor, target: Tensor, gamma: float, ignore_index: int
 ) -> tuple[Tensor, Tensor]:
     dtype = accumulate_dtype(seg_logits.dtype)
-    return seg_logits.new_empty((), dtype=dtype), seg_logits.new_empty(len(seg_logits), dtype=dtype)
+    return seg_logits.new_empty((), dtype=dtype), seg_logits.new_empty(
+        seg_logits.shape[0], dtype=dtype
+    )
 
 
 def _fake_backward(grad_loss: Tensor, seg_logits: Tensor, *_: Any) -> Tensor:
-    return seg_logits.new_empty(seg_logits.shape)
+    return torch.empty_like(seg_logits)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -88,16 +91,19 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
 def _backward(ctx: Any, grad_loss: Tensor, _: None) -> tuple[Tensor | None, ...]:
     if not ctx.needs_input_grad[0]:  # annotation_logits alone asked; their gradient is none
         return None, None, None, None, None
-    grad = torch.ops.blpseg.blp_loss_backward(grad_loss, *ctx.saved_tensors, *ctx.numbers)
+    grad = blp_loss_backward_op(grad_loss, *ctx.saved_tensors, *ctx.numbers)
     return grad, None, None, None, None
 
 
-register(
+blp_loss_op = register(
     "blp_loss",
     fallback=blp_loss_forward,
     fake=_fake,
+    vmap=loop,
     backward=_backward,
     setup_context=_setup_context,
     autocast_to_float32=True,
 )
-register("blp_loss_backward", fallback=blp_loss_backward, fake=_fake_backward)
+blp_loss_backward_op = register(
+    "blp_loss_backward", fallback=blp_loss_backward, fake=_fake_backward, vmap=loop
+)

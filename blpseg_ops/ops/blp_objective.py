@@ -9,6 +9,9 @@ from torch import Tensor
 
 from blpseg_ops import _checks, backends, reference
 from blpseg_ops.ops._register import register
+from blpseg_ops.ops._vmap import loop
+from blpseg_ops.ops.annotation_loss import annotation_loss_backward_op
+from blpseg_ops.ops.blp_loss import blp_loss_backward_op
 from blpseg_ops.reference.blp_objective import (
     BLPObjective,
     blp_objective_backward,
@@ -86,7 +89,7 @@ def blp_objective(
             ignore_index=ignore_index,
         )
     blp_loss, annotation_loss, _, _, labels = _checks.call(
-        torch.ops.blpseg.blp_objective,
+        blp_objective_op,
         seg_logits,
         annotation_logits,
         target,
@@ -129,10 +132,7 @@ def _fake_backward(
     annotation_logits: Tensor,
     *_: Any,
 ) -> tuple[Tensor, Tensor]:
-    return (
-        seg_logits.new_empty(seg_logits.shape),
-        annotation_logits.new_empty(annotation_logits.shape),
-    )
+    return torch.empty_like(seg_logits), torch.empty_like(annotation_logits)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -155,7 +155,7 @@ def _backward(
     seg = ctx.needs_input_grad[0] and grad_blp_loss is not None
     annotation = ctx.needs_input_grad[1] and grad_annotation_loss is not None
     if seg and annotation:
-        grad_seg, grad_annotation = torch.ops.blpseg.blp_objective_backward(
+        grad_seg, grad_annotation = blp_objective_backward_op(
             grad_blp_loss,
             grad_annotation_loss,
             *ctx.saved_tensors,
@@ -164,7 +164,7 @@ def _backward(
             ctx.ignore_index,
         )
     elif seg:
-        grad_seg = torch.ops.blpseg.blp_loss_backward(
+        grad_seg = blp_loss_backward_op(
             grad_blp_loss,
             seg_logits,
             annotation_logits,
@@ -174,7 +174,7 @@ def _backward(
             ctx.ignore_index,
         )
     elif annotation:
-        grad_annotation = torch.ops.blpseg.annotation_loss_backward(
+        grad_annotation = annotation_loss_backward_op(
             grad_annotation_loss,
             annotation_logits,
             target,
@@ -185,12 +185,15 @@ def _backward(
     return grad_seg, grad_annotation, None, None, None, None, None, None
 
 
-register(
+blp_objective_op = register(
     "blp_objective",
     fallback=blp_objective_forward,
     fake=_fake,
+    vmap=loop,
     backward=_backward,
     setup_context=_setup_context,
     autocast_to_float32=True,
 )
-register("blp_objective_backward", fallback=blp_objective_backward, fake=_fake_backward)
+blp_objective_backward_op = register(
+    "blp_objective_backward", fallback=blp_objective_backward, fake=_fake_backward, vmap=loop
+)

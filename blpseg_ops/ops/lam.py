@@ -9,6 +9,7 @@ from torch import Tensor
 
 from blpseg_ops import _checks, backends, reference
 from blpseg_ops.ops._register import register
+from blpseg_ops.ops._vmap import fold
 from blpseg_ops.reference.lam import lam_backward, lam_forward
 from blpseg_ops.reference.resize import accumulate_dtype
 
@@ -68,7 +69,7 @@ def lam(
     _checks.finite("lam", "scale", scale)
     if backends.use_reference("lam", values.device.type, backend):
         return reference.lam(features, values, sigma, radius=radius, eps=eps, scale=scale)
-    output: Tensor = torch.ops.blpseg.lam(features, values, sigma, eps, scale, radius)[0]
+    output: Tensor = lam_op(features, values, sigma, eps, scale, radius)[0]
     return output
 
 
@@ -82,13 +83,13 @@ def _fake(
 ) -> tuple[Tensor, Tensor]:
     n, _, h, w = values.shape
     denominator = features.new_empty(n, h, w, dtype=accumulate_dtype(features.dtype))
-    return values.new_empty(values.shape), denominator
+    return torch.empty_like(values), denominator
 
 
 def _fake_backward(
     grad_output: Tensor, features: Tensor, values: Tensor, *_: Any
 ) -> tuple[Tensor, Tensor]:
-    return features.new_empty(features.shape), values.new_empty(values.shape)
+    return torch.empty_like(features), torch.empty_like(values)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -101,16 +102,17 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
 def _backward(ctx: Any, grad_output: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
     if grad_output is None:  # behind a blp_objective of which only the annotation loss is used
         return None, None, None, None, None, None
-    grads = torch.ops.blpseg.lam_backward(grad_output, *ctx.saved_tensors, *ctx.numbers)
+    grads = lam_backward_op(grad_output, *ctx.saved_tensors, *ctx.numbers)
     return *grads, None, None, None, None
 
 
-register(
+lam_op = register(
     "lam",
     fallback=lam_forward,
     fake=_fake,
+    vmap=fold,
     backward=_backward,
     setup_context=_setup_context,
     autocast_to_float32=True,
 )
-register("lam_backward", fallback=lam_backward, fake=_fake_backward)
+lam_backward_op = register("lam_backward", fallback=lam_backward, fake=_fake_backward, vmap=fold)

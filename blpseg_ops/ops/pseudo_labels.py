@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from blpseg_ops import _checks, backends, reference
 from blpseg_ops.ops._register import register
+from blpseg_ops.ops._vmap import fold
 
 
 def pseudo_labels(
@@ -58,7 +58,7 @@ def pseudo_labels(
             ignore_index=ignore_index,
         )
     labels: Tensor = _checks.call(
-        torch.ops.blpseg.pseudo_labels,
+        pseudo_labels_op,
         seg_logits.detach(),
         target,
         class_present,
@@ -83,4 +83,4 @@ def _fake(
     return target.new_empty(target.shape, dtype=dtype)
 
 
-register("pseudo_labels", fallback=_fallback, fake=_fake)
+pseudo_labels_op = register("pseudo_labels", fallback=_fallback, fake=_fake, vmap=fold)

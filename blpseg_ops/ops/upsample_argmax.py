@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from blpseg_ops import _checks, backends, reference
 from blpseg_ops.ops._register import register
+from blpseg_ops.ops._vmap import fold
 
 
 def upsample_argmax(
@@ -38,7 +38,7 @@ def upsample_argmax(
     _checks.size("upsample_argmax", size)
     if backends.use_reference("upsample_argmax", logits.device.type, backend):
         return reference.upsample_argmax(logits.detach(), size)
-    labels: Tensor = torch.ops.blpseg.upsample_argmax(logits.detach(), size)
+    labels: Tensor = upsample_argmax_op(logits.detach(), size)
     return labels
 
 
@@ -47,4 +47,6 @@ def _fake(logits: Tensor, size: Sequence[int]) -> Tensor:
     return logits.new_empty(logits.shape[0], *size, dtype=dtype)
 
 
-register("upsample_argmax", fallback=reference.upsample_argmax, fake=_fake)
+upsample_argmax_op = register(
+    "upsample_argmax", fallback=reference.upsample_argmax, fake=_fake, vmap=fold
+)

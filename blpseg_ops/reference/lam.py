@@ -20,6 +20,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from blpseg_ops.reference.layout import laid_out_as
 from blpseg_ops.reference.resize import accumulate_dtype
 
 BLOCK = 2**24  # pairs of pixels that are looked at in one go: 64 MiB a matrix in float32
@@ -88,7 +89,8 @@ def lam_forward(
         parts = [_aggregate(f, v, block, sigma, eps, scale, radius) for block in band]
         outputs.append(torch.cat([output for output, _ in parts], -1))
         log_denominators.append(torch.cat([log_denominator for _, log_denominator in parts], -1))
-    return torch.cat(outputs, -2).to(values.dtype), torch.cat(log_denominators, -2)
+    output = torch.cat(outputs, -2).to(values.dtype)
+    return laid_out_as(output, values), torch.cat(log_denominators, -2)
 
 
 def _aggregate(

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from blpseg_ops.reference.layout import laid_out_as
+
 
 def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:
     """The dtype to compute in: float64 stays, everything narrower is widened to float32."""
@@ -21,18 +23,18 @@ def upsample(
     """Resize logits bilinearly with half-pixel centres, by any factor, up or down."""
     wide = logits.to(accumulate_dtype(logits.dtype))
     if wide.shape[0] == 0:  # torch's own resizing refuses an empty batch
-        return wide.new_empty(0, wide.shape[1], *size)
+        return wide.sum((2, 3), keepdim=True).expand(-1, -1, *size)
     return F.interpolate(wide, size=tuple(size), mode="bilinear", align_corners=False)
 
 
 def upsample_adjoint(
     grad: Tensor,  # [N, K, H, W]
     logits: Tensor,  # [N, K, h, w]
-) -> Tensor:  # [N, K, h, w], the dtype of logits
+) -> Tensor:  # [N, K, h, w], the dtype and layout of logits
     """Bring a gradient at full resolution back to the logits it was resized from."""
     if grad.shape[0] == 0:
         return torch.zeros_like(logits)
     summed = torch.ops.aten.upsample_bilinear2d_backward(
         grad, grad.shape[2:], logits.shape, align_corners=False
     )
-    return summed.to(logits.dtype)
+    return laid_out_as(summed.to(logits.dtype), logits)

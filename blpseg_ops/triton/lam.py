@@ -14,6 +14,7 @@ from torch import Tensor
 from blpseg_ops._schemas import LIBRARY
 from blpseg_ops.reference.lam import lam_backward as reference_backward
 from blpseg_ops.reference.lam import lam_forward as reference_forward
+from blpseg_ops.reference.layout import laid_out_as
 from blpseg_ops.triton import lam_config
 from blpseg_ops.triton.lam_backward import backward_kernel
 from blpseg_ops.triton.lam_forward import forward_kernel
@@ -70,7 +71,7 @@ def lam(
             num_warps=warps,
             num_stages=stages,
         )
-    return output, log_denominator
+    return laid_out_as(output, values), log_denominator
 
 
 def lam_backward(
@@ -130,7 +131,7 @@ def lam_backward(
             num_warps=warps,
             num_stages=stages,
         )
-    return grad_features, grad_values
+    return laid_out_as(grad_features, features), laid_out_as(grad_values, values)
 
 
 LIBRARY.impl("lam", lam, "CUDA")

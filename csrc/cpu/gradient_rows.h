@@ -54,14 +54,12 @@ class GradientRows {
     }
   };
 
-  // grad: [N, K, h, w], contiguous and zero.
-  GradientRows(T* grad, const View4<T>& logits, const Strip<A>& strip, int64_t left, int64_t right,
-               const LossKernels<A>& kernels)
+  // grad: [N, K, h, w], zero.
+  GradientRows(const OutputView4<T>& grad, const View4<T>& logits, const Strip<A>& strip,
+               int64_t left, int64_t right, const LossKernels<A>& kernels)
       : grad_(grad),
         kernels_(kernels),
         classes_(logits.size[1]),
-        height_(logits.size[2]),
-        width_(logits.size[3]),
         pitch_(strip.pitch()),
         left_(left),
         cells_(right - left),
@@ -124,17 +122,17 @@ class GradientRows {
       const CellWeights<A> columns = {first_.data(), begin_.data(), weights_.data(), cells_};
       for (int64_t k = 0; k < classes_; ++k) {
         kernels_.narrow(columns, row.values.data() + k * pitch_, sums_.data());
-        T* out = grad_ + ((n_ * classes_ + k) * height_ + row.y) * width_ + left_;
-        std::transform(sums_.begin(), sums_.end(), out, [](A sum) { return static_cast<T>(sum); });
+        T* out = grad_.at(n_, k, row.y, left_);
+        for (int64_t x = 0; x < cells_; ++x) out[x * grad_.stride[3]] = static_cast<T>(sums_[x]);
       }
     }
     std::fill(row.values.begin(), row.values.end(), A(0));
     row.y = -1;
   }
 
-  T* const grad_;
+  const OutputView4<T> grad_;
   const LossKernels<A>& kernels_;
-  const int64_t classes_, height_, width_, pitch_, left_, cells_;
+  const int64_t classes_, pitch_, left_, cells_;
   int64_t n_ = 0, top_ = 0, bottom_ = 0;
   std::vector<int64_t> first_, begin_;  // CellWeights
   std::vector<A> weights_, sums_;

@@ -46,12 +46,12 @@ class Workers {
 
   explicit Workers(const LamCall<T>& call)
       : tiles_(call.tiles()),
-        count_(torch::stable::get_num_threads()),
+        count_(std::min<int64_t>(torch::stable::get_num_threads(), tiles_ * call.features.size[0])),
         dims_(call.numbers.dims),
         coordinates_(PackedImage<T>::most_coordinates(call)),
         channels_(call.numbers.channels),
-        numbers_(call.room({count_, (dims_ + coordinates_ + channels_ + 1) * kTile + tiles_})),
-        candidates_(torch::stable::new_empty(call.like, {count_, tiles_}, ScalarType::Int)) {}
+        numbers_(call.room({count_, (dims_ + coordinates_ + channels_ + 1) * kTile + 2 * tiles_})) {
+  }
 
   // Calls visit(image, tile, scratch) for each tile of the images.
   template <typename Image, typename Visit>
@@ -66,17 +66,18 @@ class Workers {
  private:
   LamScratch<A> scratch_of(int64_t worker) const {
     LamScratch<A> scratch;
-    scratch.candidates = static_cast<int32_t*>(candidates_.mutable_data_ptr()) + worker * tiles_;
     scratch.features = numbers_of<A>(numbers_) + worker * numbers_.size(1);
     scratch.coordinates = scratch.features + dims_ * kTile;
     scratch.values = scratch.coordinates + coordinates_ * kTile;
     scratch.log_denominator = scratch.values + channels_ * kTile;
     scratch.reach = scratch.log_denominator + kTile;
+    static_assert(sizeof(A) >= sizeof(int32_t));
+    scratch.candidates = reinterpret_cast<int32_t*>(scratch.reach + tiles_);
     return scratch;
   }
 
   const int64_t tiles_, count_, dims_, coordinates_, channels_;
-  const Tensor numbers_, candidates_;
+  const Tensor numbers_;
 };
 
 template <typename T>
@@ -121,8 +122,7 @@ std::tuple<Tensor, Tensor> lam(const Tensor& features, const Tensor& values, dou
                                double eps, double scale, std::optional<int64_t> radius) {
   check_maps("lam", features, values);
   const std::vector<int64_t> plane = {values.size(0), values.size(2), values.size(3)};
-  Tensor output = torch::stable::new_empty(
-      values, {values.size(0), values.size(1), values.size(2), values.size(3)});
+  Tensor output = torch::stable::empty_like(values);
   std::optional<Tensor> log_denominator;
   dispatch_floating("lam", "features", features.scalar_type(), [&](auto element) {
     using T = decltype(element);
@@ -131,8 +131,8 @@ std::tuple<Tensor, Tensor> lam(const Tensor& features, const Tensor& values, dou
     const Workers<T> workers(call);
     const std::vector<PackedImage<T>> images = pack_images(call, workers);
     log_denominator = call.room(plane);
-    T* out = static_cast<T*>(output.mutable_data_ptr());
-    A* log_out = numbers_of<A>(*log_denominator);
+    const OutputView4<T> out(output);
+    const OutputView<A, 3> log_out(*log_denominator);
     workers.for_each_tile(images, [&](const auto& image, int64_t tile, const auto& scratch) {
       const int64_t n = image.index();
       call.kernels.forward_tile(image.image(), call.numbers, tile, scratch);
@@ -161,8 +161,8 @@ std::tuple<Tensor, Tensor> lam_backward(const Tensor& grad_output, const Tensor&
   check_like("output", output, {n, c, h, w}, dtype);
   check_like("log_denominator", log_denominator, {n, h, w},
              dtype == ScalarType::Double ? ScalarType::Double : ScalarType::Float);
-  Tensor grad_features = torch::stable::new_empty(features, {n, features.size(1), h, w});
-  Tensor grad_values = torch::stable::new_empty(values, {n, c, h, w});
+  Tensor grad_features = torch::stable::empty_like(features);
+  Tensor grad_values = torch::stable::empty_like(values);
   dispatch_floating("lam_backward", "features", features.scalar_type(), [&](auto element) {
     using T = decltype(element);
     using A = accumulate_t<T>;
@@ -171,8 +171,7 @@ std::tuple<Tensor, Tensor> lam_backward(const Tensor& grad_output, const Tensor&
         LamUpstream<T>{View4<T>(grad_output), View4<T>(output), View<A, 3>(log_denominator)});
     const Workers<T> workers(call);
     const std::vector<PackedImage<T>> images = pack_images(call, workers);
-    T* to_features = static_cast<T*>(grad_features.mutable_data_ptr());
-    T* to_values = static_cast<T*>(grad_values.mutable_data_ptr());
+    const OutputView4<T> to_features(grad_features), to_values(grad_values);
     workers.for_each_tile(images, [&](const auto& image, int64_t tile, const auto& scratch) {
       const int64_t i = image.index();
       call.kernels.backward_tile(image.image(), call.numbers, tile, scratch);

@@ -46,17 +46,20 @@ void differentiate(const Rows& rows, const LamImage<A>& image, const LamNumbers<
       // Scores first: denominators' logs are small beside them, and would drown in them.
       const Vector<A> log_in = score + (own_target + source[a]);   // a gives, c takes
       const Vector<A> log_out = score + (own_source + target[a]);  // c gives, a takes
-      const Vector<A> near = gaussian.of(a, lane);
       Vector<A> m = {};
       if (with_gaussian) {
+        const Vector<A> near = gaussian.of(a, lane);
         const Vector<A> share_out = exp<A>((log_out + near) - log_denominator[a]);
         m = exp<A>((log_in + near) - own_denominator) * (load(pairs.in + at) - own_delta) +
             share_out * (load(pairs.out + at) - delta[a]);
         store<A>(pairs.out + at, share_out);
       }
-      if (has_eps)
-        m -= exp<A>((windowed(log_in, near) + numbers.log_eps) - own_denominator) * own_delta +
-             exp<A>((windowed(log_out, near) + numbers.log_eps) - log_denominator[a]) * delta[a];
+      if (has_eps) {
+        const Vector<A> far_in = gaussian.cut(log_in, a, lane);
+        const Vector<A> far_out = gaussian.cut(log_out, a, lane);
+        m -= exp<A>((far_in + numbers.log_eps) - own_denominator) * own_delta +
+             exp<A>((far_out + numbers.log_eps) - log_denominator[a]) * delta[a];
+      }
       store<A>(pairs.x + at, m);
       sum += m;
     }
@@ -73,7 +76,7 @@ void backward_tile(const LamImage<A>& image, const LamNumbers<A>& numbers, int64
   Places<A> places;
   find_places(grid, tile, places);
   TargetBound<A> bound;
-  bound.set(image, numbers, tile);
+  if (image.prune) bound.set(image, numbers, tile);
   alignas(64) Gaussian<A> gaussian;
   Pairs<A> pairs;
   alignas(64) A total[kTile] = {};  // sum of m_ac

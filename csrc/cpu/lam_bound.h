@@ -35,45 +35,66 @@ void find_places(const LamGrid& grid, int64_t tile, Places<A>& places) {
 }
 
 // The logs of the Gaussian between the rows and columns of a tile of sources and the targets: a
-// pair's is the sum of the two, -infinity where and only where the source is outside of the
-// target's window. Squares of whole numbers are exact, so each is rounded once.
+// pair's is the sum of the two. Squares of whole numbers are exact, so each is rounded once. Where
+// the tile is cut it is -infinity for a source outside of the target's window, and for no other.
 template <typename A>
 struct Gaussian {
   A y[kTile][kTile], x[kTile][kTile];
   int64_t tile_width;
+  bool is_cut;  // whether any source of the tile is outside of any target's window
 
   void set(const LamGrid& grid, int64_t tile, const Places<A>& targets,
            const LamNumbers<A>& numbers) {
+    const int64_t top = tile / grid.columns * grid.tile_height;
+    const int64_t left = tile % grid.columns * grid.tile_width;
     tile_width = grid.tile_width;
-    fill(y, grid.tile_height, tile / grid.columns * grid.tile_height, targets.y, numbers);
-    fill(x, grid.tile_width, tile % grid.columns * grid.tile_width, targets.x, numbers);
+    fill(y, grid.tile_height, top, targets.y, numbers);
+    fill(x, grid.tile_width, left, targets.x, numbers);
+    is_cut = farthest(grid.tile_height, top, targets.y) > A(numbers.radius) ||
+             farthest(grid.tile_width, left, targets.x) > A(numbers.radius);
+    if (is_cut) {
+      cut_off(y, grid.tile_height, top, targets.y, numbers);
+      cut_off(x, grid.tile_width, left, targets.x, numbers);
+    }
   }
   Vector<A> of(int source, int lane) const {
     return load(y[source / tile_width] + lane) + load(x[source % tile_width] + lane);
   }
+  // The log of a weight without its Gaussian, as T needs it: -infinity outside of the window.
+  Vector<A> cut(Vector<A> log_weight, int source, int lane) const {
+    if (!is_cut) return log_weight;
+    const Vector<A> log = of(source, lane);
+    return log > -__builtin_inf() ? log_weight : log;
+  }
 
  private:
-  static constexpr A kNothing = A(-1e30);  // exp of this is 0, and the sum of two is finite
-
   static void fill(A (*out)[kTile], int64_t lines, int64_t first, const A* targets,
                    const LamNumbers<A>& numbers) {
     for (int64_t line = 0; line < lines; ++line) {
       const A place = A(first + line);
       for (int lane = 0; lane < kTile; ++lane) {
+        const A distance = place - targets[lane];
+        out[line][lane] = distance * distance * numbers.minus_half_precision;
+      }
+    }
+  }
+  // The first and the last of a tile's pixels are its corners.
+  static A farthest(int64_t lines, int64_t first, const A* targets) {
+    return larger(targets[kTile - 1] - A(first), A(first + lines - 1) - targets[0]);
+  }
+  static void cut_off(A (*out)[kTile], int64_t lines, int64_t first, const A* targets,
+                      const LamNumbers<A>& numbers) {
+    constexpr A kNothing = A(-1e30);  // exp of this is 0, and the sum of two is finite
+    for (int64_t line = 0; line < lines; ++line) {
+      const A place = A(first + line);
+      for (int lane = 0; lane < kTile; ++lane) {
         const A distance = place - targets[lane], size = distance < 0 ? -distance : distance;
-        const A log = larger(distance * distance * numbers.minus_half_precision, kNothing);
+        const A log = larger(out[line][lane], kNothing);
         out[line][lane] = size <= A(numbers.radius) ? log : A(-__builtin_inf());
       }
     }
   }
 };
-
-// The log of a weight without its Gaussian, as T needs it: -infinity outside of the window, which
-// is where the Gaussian's log is.
-template <typename V>
-inline V windowed(V log_weight, V gaussian) {
-  return gaussian > -__builtin_inf() ? log_weight : gaussian;
-}
 
 // The targets' side of the bound: everything but what the source contributes.
 template <typename A>
@@ -264,9 +285,8 @@ void find_sources(const LamImage<A>& image, const LamNumbers<A>& numbers, int64_
 #pragma GCC unroll 4
       for (int j = 0; j < together; ++j) {
         const int lane = (first + j) * width;
-        const Vector<A> near_by = gaussian.of(a, lane);
-        if (has_eps) highest_far = larger(highest_far, windowed(log_share[j], near_by));
-        highest = larger(highest, log_share[j] + near_by);
+        if (has_eps) highest_far = larger(highest_far, gaussian.cut(log_share[j], a, lane));
+        highest = larger(highest, log_share[j] + gaussian.of(a, lane));
       }
       is_near = any_above(highest, skip);
       is_far = is_far || (has_eps && any_above(highest_far, skip_far));

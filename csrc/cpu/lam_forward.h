@@ -53,10 +53,9 @@ void weigh(const Rows& rows, const A* source, const A* target, const Gaussian<A>
       const int a = rows.index[r];
       A* pair = pairs + r * kTile + lane;
       const Vector<A> log_weight = numbers.scale * load(pair) + (own + source[a]);
-      const Vector<A> near = gaussian.of(a, lane);
       store<A>(pair, log_weight);
-      if (with_gaussian) most = larger(most, log_weight + near);
-      if (has_eps) most = larger(most, windowed(log_weight, near) + numbers.log_eps);
+      if (with_gaussian) most = larger(most, log_weight + gaussian.of(a, lane));
+      if (has_eps) most = larger(most, gaussian.cut(log_weight, a, lane) + numbers.log_eps);
     }
     store<A>(highest + lane, most);
     raise = raise || any_above(most - load(sums.base + lane), broadcast(A(kHeadroom)));
@@ -70,12 +69,12 @@ void weigh(const Rows& rows, const A* source, const A* target, const Gaussian<A>
       const int end = first + together < rows.count ? first + together : rows.count;
       Vector<A> part = {};
       for (int r = first; r < end; ++r) {
+        const int a = rows.index[r];
         A* pair = pairs + r * kTile + lane;
         const Vector<A> log_weight = load(pair);
-        const Vector<A> near = gaussian.of(rows.index[r], lane);
-        if (has_eps) part += exp<A>((windowed(log_weight, near) + numbers.log_eps) - base);
+        if (has_eps) part += exp<A>((gaussian.cut(log_weight, a, lane) + numbers.log_eps) - base);
         if (with_gaussian) {
-          const Vector<A> weight = exp<A>((log_weight + near) - base);
+          const Vector<A> weight = exp<A>((log_weight + gaussian.of(a, lane)) - base);
           store<A>(pair, weight);
           part += weight;
         }
@@ -96,7 +95,7 @@ void forward_tile(const LamImage<A>& image, const LamNumbers<A>& numbers, int64_
   Places<A> places;
   find_places(grid, tile, places);
   TargetBound<A> bound;
-  bound.set(image, numbers, tile);
+  if (image.prune) bound.set(image, numbers, tile);
   alignas(64) Gaussian<A> gaussian;
   alignas(64) Sums<A> sums;
   alignas(64) A pairs[(kTile + kRowsAcross) * kTile];

@@ -48,33 +48,16 @@ void add_squares(const A* in, int64_t rows, double* sums) {
   }
 }
 
+// What the bounds of a tile's pairs are made of: coordinates along the basis, and the norm of what
+// it leaves. features: centred, destroyed; plain, square: |f|^2 before and after.
 template <typename A>
-LamPacked pack_tile(const LamImage<A>& image, const LamNumbers<A>& numbers, int64_t tile,
-                    const LamScratch<A>& scratch) {
+LamPacked bound_tile(const LamImage<A>& image, const LamNumbers<A>& numbers, int64_t tile,
+                     const double* plain, const double* square, A* features, A* coordinates) {
   const int64_t dims = numbers.dims, tiles = image.grid.rows * image.grid.columns;
-  const double scale = double(numbers.scale), size = scale < 0 ? -scale : scale;
-  A* features = scratch.features;
-  A* x = image.x + tile * image.rank * kTile;
-
-  double plain[kTile] = {}, along_centre[kTile] = {};  // |f|^2, <c, x>
-  add_squares(features, dims, plain);
-  for (int64_t d = 0; d < dims; ++d) {
-    const A centre = image.centre[d];
-    for (int lane = 0; lane < kTile; ++lane) {
-      features[d * kTile + lane] -= centre;
-      along_centre[lane] += double(centre) * features[d * kTile + lane];
-    }
-  }
-  double square[kTile] = {};
-  add_squares(features, dims, square);
-
-  A* coordinates = image.projected ? x : scratch.coordinates;
   for (int64_t i = 0; i < image.directions * kTile; ++i) coordinates[i] = 0;
   multiply(image.basis, image.directions, dims, features, coordinates);
-  if (!image.projected)
-    for (int64_t i = 0; i < dims * kTile; ++i) x[i] = features[i];
 
-  // What the directions leave: its norm is all that is needed, so its sign does not matter.
+  // The sign of what the directions leave does not matter.
   for (int64_t i = 0; i < dims * kTile; ++i) features[i] = -features[i];
   multiply(image.transposed, dims, image.directions, coordinates, features);
   double left[kTile] = {};
@@ -82,7 +65,7 @@ LamPacked pack_tile(const LamImage<A>& image, const LamNumbers<A>& numbers, int6
 
   LamPacked packed = {0, 0, 0, true};
   for (int lane = 0; lane < kTile; ++lane) {
-    const double allowed = droppable<A>(plain[lane], scale);
+    const double allowed = droppable<A>(plain[lane], double(numbers.scale));
     if (!inside(image.grid, tile, lane) || !(left[lane] > packed.residual * allowed)) continue;
     packed.residual = left[lane] / allowed;
     packed.worst = pixel_of(image.grid, tile, lane);
@@ -102,6 +85,37 @@ LamPacked pack_tile(const LamImage<A>& image, const LamNumbers<A>& numbers, int6
     image.low[k * tiles + tile] = low;
     image.high[k * tiles + tile] = high;
   }
+  for (int lane = 0; lane < kTile; ++lane)
+    bound[kAxes * kTile + lane] = A(__builtin_sqrt(left[lane] + kRoundingShare * square[lane]));
+  return packed;
+}
+
+template <typename A>
+LamPacked pack_tile(const LamImage<A>& image, const LamNumbers<A>& numbers, int64_t tile,
+                    const LamScratch<A>& scratch) {
+  const int64_t dims = numbers.dims;
+  const double scale = double(numbers.scale), size = scale < 0 ? -scale : scale;
+  A* features = scratch.features;
+  A* x = image.x + tile * image.rank * kTile;
+
+  double plain[kTile] = {}, along_centre[kTile] = {};  // |f|^2, <c, x>
+  if (image.prune) add_squares(features, dims, plain);
+  for (int64_t d = 0; d < dims; ++d) {
+    const A centre = image.centre[d];
+    for (int lane = 0; lane < kTile; ++lane) {
+      features[d * kTile + lane] -= centre;
+      along_centre[lane] += double(centre) * features[d * kTile + lane];
+    }
+  }
+  double square[kTile] = {};
+  add_squares(features, dims, square);
+
+  if (!image.projected)
+    for (int64_t i = 0; i < dims * kTile; ++i) x[i] = features[i];
+  LamPacked packed = {0, 0, 0, true};
+  if (image.prune)
+    packed = bound_tile(image, numbers, tile, plain, square, features,
+                        image.projected ? x : scratch.coordinates);
 
   A* half = image.half + tile * kTile;
   A* source = image.source + tile * kTile;
@@ -111,7 +125,6 @@ LamPacked pack_tile(const LamImage<A>& image, const LamNumbers<A>& numbers, int6
   const A* log_denominator = image.log_denominator + tile * kTile;
   A source_peak = A(-__builtin_inf()), target_peak = source_peak;
   for (int lane = 0; lane < kTile; ++lane) {
-    bound[kAxes * kTile + lane] = A(__builtin_sqrt(left[lane] + kRoundingShare * square[lane]));
     half[lane] = 0;
     source[lane] = target[lane] = A(-__builtin_inf());
     if (!inside(image.grid, tile, lane)) {

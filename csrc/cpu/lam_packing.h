@@ -4,9 +4,11 @@
 
 #include <algorithm>
 #include <cmath>
+#include <initializer_list>
 #include <limits>
 #include <numeric>
 #include <optional>
+#include <utility>
 #include <vector>
 
 #include "lam_image.h"
@@ -71,30 +73,30 @@ class PackedImage {
     most_directions_ = dims >= 4 * kAxes ? std::min(dims / 2, kMostDirections) : int64_t{kAxes};
     image_.grid = call.grid;
     image_.prune = tiles > kPlainTiles;
-    image_.centre = room({dims});
-    image_.basis = room({most_directions_, dims});
-    image_.transposed = room({dims, most_directions_});
-    image_.values = room({tiles, call.numbers.channels, kTile});
-    image_.half = room({tiles, kTile});
-    image_.source = room({tiles, kTile});
-    image_.target = room({tiles, kTile});
-    image_.log_denominator = room({tiles, kTile});
-    image_.source_bound = room({tiles, kTile});
-    image_.target_bound = room({tiles, kTile});
-    image_.bound = room({tiles, kBoundRows, kTile});
-    image_.low = room({kAxes, tiles});
-    image_.high = room({kAxes, tiles});
-    image_.source_peak = room({tiles});
-    image_.target_peak = room({tiles});
-    if (call.upstream) {
-      image_.upstream = room({tiles, call.numbers.channels, kTile});
-      image_.delta = room({tiles, kTile});
-    }
+    const int64_t pixels = tiles * kTile, channels = call.numbers.channels;
+    const bool prune = image_.prune, backward = call.upstream.has_value();
+    make_room({{&image_.centre, dims},
+               {&image_.basis, prune * most_directions_ * dims},
+               {&image_.transposed, prune * dims * most_directions_},
+               {&image_.values, pixels * channels},
+               {&image_.half, pixels},
+               {&image_.source, pixels},
+               {&image_.target, pixels},
+               {&image_.log_denominator, pixels},
+               {&image_.source_bound, pixels},
+               {&image_.target_bound, pixels},
+               {&image_.bound, prune * pixels * kBoundRows},
+               {&image_.low, prune * kAxes * tiles},
+               {&image_.high, prune * kAxes * tiles},
+               {&image_.source_peak, tiles},
+               {&image_.target_peak, tiles},
+               {&image_.upstream, backward * pixels * channels},
+               {&image_.delta, backward * pixels}});
     // Steps of the golden ratio spread any number of samples evenly.
-    const int64_t pixels = call.grid.height * call.grid.width;
-    for (int64_t s = 0; s < std::min(kSample, pixels); ++s) {
+    const int64_t inside = call.grid.height * call.grid.width;
+    for (int64_t s = 0; s < std::min(kSample, inside); ++s) {
       const double turns = 0.6180339887498949 * static_cast<double>(s);
-      samples_.push_back(static_cast<int64_t>((turns - std::floor(turns)) * pixels));
+      samples_.push_back(static_cast<int64_t>((turns - std::floor(turns)) * inside));
     }
   }
 
@@ -137,10 +139,7 @@ class PackedImage {
       image_.projected = image_.projected && attempts_ < kAttempts;
     } else {
       image_.projected = false;
-      image_.directions = kAxes;
       std::fill_n(image_.centre, call_.numbers.dims, A(0));
-      std::fill_n(image_.basis, kAxes * call_.numbers.dims, A(0));
-      std::fill_n(image_.transposed, kAxes * call_.numbers.dims, A(0));
     }
     image_.rank = image_.projected ? image_.directions : call_.numbers.dims;
   }
@@ -189,9 +188,18 @@ class PackedImage {
  private:
   static constexpr double rounding() { return std::numeric_limits<A>::epsilon() / 2; }
 
-  A* room(std::vector<int64_t> size) {
-    held_.push_back(call_.room(size));
-    return numbers_of<A>(held_.back());
+  // In one piece: small images spend their time on allocations.
+  void make_room(std::initializer_list<std::pair<A**, int64_t>> arrays) {
+    constexpr int64_t kLine = 64 / sizeof(A);
+    const auto whole_lines = [](int64_t size) { return (size + kLine - 1) / kLine * kLine; };
+    int64_t total = 0;
+    for (const auto& [array, size] : arrays) total += whole_lines(size);
+    held_ = call_.room({total});
+    A* next = numbers_of<A>(*held_);
+    for (const auto& [array, size] : arrays) {
+      *array = next;
+      next += whole_lines(size);
+    }
   }
 
   bool all_finite() const {
@@ -269,7 +277,7 @@ class PackedImage {
   const int64_t n_;
   LamImage<A> image_ = {};
   int64_t most_directions_;
-  std::vector<Tensor> held_;      // the memory that image_ points to
+  std::optional<Tensor> held_;    // the memory that image_ points to
   std::optional<Tensor> x_;       // and that of image_.x, whose size is found out
   std::vector<double> sizes_;     // [tiles, 2 C]: sums of the sizes of values and upstream
   std::vector<A> usual_;          // [2 C]: the largest that is usual

@@ -43,33 +43,33 @@ bool load_tile(const View4<T>& view, int64_t n, const LamGrid& grid, int64_t til
     offset[lane] = n * view.stride[0] + std::min(y, grid.height - 1) * view.stride[2] +
                    std::min(x, grid.width - 1) * view.stride[3];
   });
-  A nothing = 0;
+  A nothing[kTile] = {};  // of each lane, so that no sum waits for another
   for (int64_t c = 0; c < view.size[1]; ++c) {
     const T* channel = view.data + c * view.stride[1];
     for (int lane = 0; lane < kTile; ++lane) {
       const A number = static_cast<A>(channel[offset[lane]]);
       out[c * kTile + lane] = number;
-      nothing += number - number;  // NaN where the number is not finite
+      nothing[lane] += number - number;  // NaN where the number is not finite
     }
   }
-  return nothing == 0;
+  return std::all_of(nothing, nothing + kTile, [](A sum) { return sum == 0; });
 }
 
-// Writes the part of a tile [channels, kTile] that lies inside to image n of a contiguous tensor
-// [N, channels, h, w].
-template <typename T, typename A>
+// Writes the part of a tile [channels, kTile] that lies inside to image n of a tensor
+// [N, channels, h, w], or [N, h, w] of one channel.
+template <typename T, int axes, typename A>
 void store_tile(const A* in, int64_t channels, int64_t n, const LamGrid& grid, int64_t tile,
-                T* out) {
-  const int64_t plane = grid.height * grid.width;
+                const StridedView<T, axes>& out) {
+  const int64_t of_channel = axes == 4 ? out.stride[1] : 0;
   int lanes[kTile], inside = 0;
   int64_t offset[kTile];
   for_each_pixel(grid, tile, [&](int lane, int64_t y, int64_t x, bool within) {
     if (!within) return;
     lanes[inside] = lane;
-    offset[inside++] = y * grid.width + x;
+    offset[inside++] = y * out.stride[axes - 2] + x * out.stride[axes - 1];
   });
   for (int64_t c = 0; c < channels; ++c) {
-    T* channel = out + (n * channels + c) * plane;
+    T* channel = out.at(n) + c * of_channel;
     for (int i = 0; i < inside; ++i) channel[offset[i]] = static_cast<T>(in[c * kTile + lanes[i]]);
   }
 }

@@ -54,10 +54,9 @@ std::vector<LossSums> sum_rows(const LossCall<T>& call, const Visit& visit) {
   return of_image;
 }
 
-// Sums the gradients of each logits that there is a tensor for; both are contiguous and zero.
+// Sums the gradients of each logits that there is a tensor for; both are zero.
 template <typename T, typename SharesOf>
-void gather_gradients(const LossCall<T>& call, T* grad_seg, T* grad_annotation,
-                      const SharesOf& shares_of) {
+void gather_gradients(const LossCall<T>& call, const Gradients& grads, const SharesOf& shares_of) {
   using A = accumulate_t<T>;
   const View4<T>& logits = call.any();
   const int64_t images = call.target.size(0), height = call.target.size(1);
@@ -73,9 +72,11 @@ void gather_gradients(const LossCall<T>& call, T* grad_seg, T* grad_annotation,
     share_work(threads_for(call), images * patches, [&](int64_t, const auto& next) {
       LossStrip<T> rows(call, strip);
       std::optional<GradientRows<T>> to_seg, to_annotation;
-      if (grad_seg) to_seg.emplace(grad_seg, *call.seg, strip, left, right, call.kernels);
-      if (grad_annotation)
-        to_annotation.emplace(grad_annotation, *call.annotation, strip, left, right, call.kernels);
+      const auto gather = [&](auto& to, const auto& grad, const auto& logits) {
+        if (grad) to.emplace(OutputView4<T>(*grad), *logits, strip, left, right, call.kernels);
+      };
+      gather(to_seg, grads.seg, call.seg);
+      gather(to_annotation, grads.annotation, call.annotation);
       for (int64_t patch = next(); patch >= 0; patch = next()) {
         const int64_t n = patch / patches, top = patch % patches * kPatchRows;
         const int64_t bottom = std::min(top + kPatchRows, in_height);
@@ -211,8 +212,8 @@ LossShares shares_of(const LossInputs& inputs, const Upstream& of_blp,
 
 std::optional<Tensor> zeros_like(bool wanted, const Tensor* logits) {
   if (!wanted) return std::nullopt;
-  return torch::stable::new_zeros(
-      *logits, {logits->size(0), logits->size(1), logits->size(2), logits->size(3)});
+  Tensor zeros = torch::stable::empty_like(*logits);
+  return torch::stable::zero_(zeros);
 }
 
 Gradients backward(const LossInputs& inputs, const Tensor& blp_target, const Upstream& of_blp,
@@ -221,13 +222,10 @@ Gradients backward(const LossInputs& inputs, const Tensor& blp_target, const Ups
                      zeros_like(inputs.wants_annotation, inputs.annotation)};
   dispatch_floating(inputs.op, inputs.name_of_any(), inputs.any().scalar_type(), [&](auto element) {
     using T = decltype(element);
-    const auto data_of = [](std::optional<Tensor>& grad) {
-      return grad ? static_cast<T*>(grad->mutable_data_ptr()) : nullptr;
-    };
     auto call = make_call<T>(inputs);
     if (&blp_target != &inputs.target)
       call.blp_target.emplace(blp_target, inputs.classes(), inputs.ignore_index);
-    gather_gradients<T>(call, data_of(grads.seg), data_of(grads.annotation),
+    gather_gradients<T>(call, grads,
                         [&](int64_t n) { return shares_of(inputs, of_blp, of_annotation, n); });
   });
   return grads;

@@ -36,7 +36,8 @@ __device__ inline int64_t first_pixel(int64_t cell, int64_t in, int64_t out) {
 template <typename T>
 __global__ void __launch_bounds__(kThreads)
     loss_gradients(View4<T> logits, Labels labels, int64_t height, int64_t width,
-                   PixelGradients<accumulate_t<T>> pixels, int64_t patch_columns, T* grad) {
+                   PixelGradients<accumulate_t<T>> pixels, int64_t patch_columns,
+                   OutputView4<T> grad) {
   using A = accumulate_t<T>;
   constexpr int rows = kPatchRows<A>;
   const int64_t classes = logits.size[1], in_height = logits.size[2], in_width = logits.size[3];
@@ -166,8 +167,8 @@ __global__ void __launch_bounds__(kThreads)
   for (int i = lane; i < kClasses * rows * cells; i += kWarp) {
     const int cell = i % cells, row = i / cells % rows, j = i / cells / rows;
     if (k0 + j < classes && top + row < bottom)
-      grad[((n * classes + k0 + j) * in_height + top + row) * in_width + left + cell] =
-          static_cast<T>(sums[j][row][cell]);
+      grad.data[n * grad.stride[0] + (k0 + j) * grad.stride[1] + (top + row) * grad.stride[2] +
+                (left + cell) * grad.stride[3]] = static_cast<T>(sums[j][row][cell]);
   }
 }
 

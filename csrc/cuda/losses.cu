@@ -204,19 +204,15 @@ void gather(const LossInputs& inputs, const Tensor& logits, const Tensor& labels
                           device::divide_up(logits.size(1), device::kClasses * device::kWarps);
   device::loss_gradients<T><<<blocks(inputs, patches), device::kThreads, 0, on.stream>>>(
       View4<T>(logits), Labels(labels), labels.size(1), labels.size(2), pixels, columns,
-      static_cast<T*>(grad.mutable_data_ptr()));
+      OutputView4<T>(grad));
   on.check();
 }
 
 Gradients backward(const LossInputs& inputs, const Tensor& blp_target, const Upstream& of_blp,
                    const Upstream& of_annotation) {
-  const auto new_gradient = [](const Tensor& logits) {
-    return torch::stable::new_empty(
-        logits, {logits.size(0), logits.size(1), logits.size(2), logits.size(3)});
-  };
   Gradients grads;
-  if (inputs.wants_blp) grads.seg = new_gradient(*inputs.seg);
-  if (inputs.wants_annotation) grads.annotation = new_gradient(*inputs.annotation);
+  if (inputs.wants_blp) grads.seg = torch::stable::empty_like(*inputs.seg);
+  if (inputs.wants_annotation) grads.annotation = torch::stable::empty_like(*inputs.annotation);
   if (inputs.images() == 0) return grads;
 
   const LaunchOn on(inputs.any(), inputs.op);

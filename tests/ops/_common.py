@@ -63,14 +63,18 @@ def far_apart(x: Tensor, axis: int) -> Tensor:
     return far.copy_(x)
 
 
-def run_program(program: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run a Python program that may import blpseg_ops."""
-    path = [str(Path(blpseg_ops.__file__).parent.parent), os.environ.get("PYTHONPATH", "")]
+def run_program(
+    program: str, timeout: float | None = None, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """Run a Python program that may import blpseg_ops and tests; timeout: in seconds."""
+    roots = (Path(blpseg_ops.__file__).parent.parent, Path(__file__).parents[2])
+    path = [*map(str, roots), os.environ.get("PYTHONPATH", "")]
     return subprocess.run(
         [sys.executable, "-c", program],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(path), **environment},
         capture_output=True,
         text=True,
+        timeout=timeout,
         check=False,
     )
 

@@ -18,7 +18,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from ._lam_inputs import RESULTS, Case, Judge, Results, hostile, normal_case, random_case, run_with
+from ._lam_inputs import (
+    JUDGED,
+    RESULTS,
+    Case,
+    Judge,
+    Results,
+    hostile,
+    normal_case,
+    random_case,
+    run_with,
+)
 
 pytest.importorskip("triton", reason="no Triton for this platform")
 
@@ -131,6 +141,10 @@ def test_any_layout(layout: str) -> None:
     results, expected = _run(laid_out), _run(laid_out.map(torch.Tensor.contiguous))
     for name in RESULTS:
         assert torch.equal(getattr(results, name), getattr(expected, name)), name
+    for name, like in zip(
+        JUDGED, (laid_out.values, laid_out.features, laid_out.values), strict=True
+    ):
+        assert getattr(results, name).stride() == torch.empty_like(like).stride(), name
 
 
 @interpreted

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
@@ -25,7 +24,6 @@ from ._loss_inputs import (
     Results,
     assert_equal,
     random_case,
-    run_objective,
 )
 
 _C = pytest.importorskip("blpseg_ops._C", reason="no native code was built")
@@ -96,16 +94,6 @@ def test_the_number_of_threads_does_not_matter(
         for threads in (1, 2, 3, 5):
             torch.set_num_threads(threads)
             assert_equal(run(case, pseudo), expected)
-
-
-def test_calls_from_many_threads_do_not_meet() -> None:
-    cases = [random_case(2, 5 + i, (11, 13), (37, 100)).to(torch.float32) for i in range(4)]
-    expected = [run_objective(case, True) for case in cases]
-    with ThreadPoolExecutor(4) as pool:
-        for _ in range(5):
-            results = pool.map(lambda case: run_objective(case, True), cases)
-            for result, wanted in zip(results, expected, strict=True):
-                assert_equal(result, wanted)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

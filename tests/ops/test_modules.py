@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import sys
 from collections.abc import Callable
@@ -147,15 +146,8 @@ def test_coordinates_of_a_degenerate_embedding(rng: torch.Generator) -> None:
     torch.testing.assert_close(*squares, rtol=1e-12, atol=0)
 
 
-def test_modules_copy_and_keep_their_state() -> None:
-    module = LocalAggregation(dim=4, sigma=2.5, eps=1e-7)
-    twin = copy.deepcopy(module)
-    other = LocalAggregation(dim=4, sigma=2.5, eps=1e-7)
-    other.load_state_dict(module.state_dict())
-    images, logits = torch.randn(1, 3, 8, 8), torch.randn(1, 2, 2, 2)
-    assert torch.equal(module(images, logits), twin(images, logits))
-    assert torch.equal(module(images, logits), other(images, logits))
-    assert "sigma=2.5" in repr(module)
+def test_modules_print_their_numbers() -> None:
+    assert "sigma=2.5" in repr(LocalAggregation(dim=4, sigma=2.5))
     assert "gamma=2.0" in repr(BLPLoss())
 
 
@@ -198,24 +190,6 @@ def test_autocast_takes_lam_and_losses_in_float32(rng: torch.Generator) -> None:
         annotated = blpseg_ops.annotation_loss(annotation.bfloat16(), target)
     assert output.dtype == loss.dtype == annotated.dtype == torch.float32
     torch.testing.assert_close(output, module(images, narrow.float()))
-
-
-@pytest.mark.parametrize("op", ["lam", "blp_loss", "annotation_loss", "pseudo_labels"])
-def test_empty_batch(op: str) -> None:
-    seg, annotation = torch.zeros(0, 3, 4, 4), torch.zeros(0, 4, 4, 4)
-    target = torch.zeros(0, 8, 8, dtype=torch.uint8)
-    if op == "lam":
-        assert blpseg_ops.lam(annotation, seg).shape == seg.shape
-    elif op == "pseudo_labels":
-        present = torch.zeros(0, 3, dtype=torch.bool)
-        assert blpseg_ops.pseudo_labels(seg, target, present).shape == target.shape
-    else:
-        logits = (seg if op == "blp_loss" else annotation).requires_grad_()
-        arguments = (logits, annotation, target) if op == "blp_loss" else (logits, target)
-        loss = getattr(blpseg_ops, op)(*arguments)
-        loss.backward()
-        assert loss.item() == 0
-        assert logits.grad.shape == logits.shape
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32, torch.int64])

@@ -101,6 +101,27 @@ def test_configurations_that_come_with_blpseg_go_by_name(configured: list[TrainC
     assert configured[0].model.backbone == "resnet18" and configured[0].seed == 5
 
 
+def test_published_recipes_go_by_name(configured: list[TrainConfig]) -> None:
+    assert main(["train", "voc", "--data.root=VOCdevkit/VOC2012", "--output=runs/voc"]) == 0
+    assert main(["train", "context", "--data.root=elsewhere"]) == 0
+    voc, context = configured
+    assert (voc.data.root, voc.output) == (Path("VOCdevkit/VOC2012"), Path("runs/voc"))
+    assert (voc.data.layout, voc.data.train_split) == ("voc", "trainaug")
+    assert (context.data.root, context.output) == (Path("elsewhere"), Path("runs/context"))
+    assert (context.data.layout, context.data.train_split) == ("context", "train")
+    # SPEC.md, section 4: learning rate, batch, epochs, self-training from iteration.
+    for config, published in ((voc, (3e-5, 10, 40, 10_000)), (context, (2.4e-5, 8, 85, 20_000))):
+        optim, model, augment = config.optim, config.model, config.augment
+        recipe = optim.learning_rate, optim.batch_size, optim.epochs, optim.self_training_from
+        assert recipe == published
+        assert (optim.weight_decay, optim.power, optim.mixed_precision) == (0.01, 0.9, "fp16")
+        assert (model.backbone, model.pretrained, model.width) == ("resnet101s", True, 256)
+        assert (model.sigma, model.eps, model.gamma) == (6, 1e-7, 2)
+        assert (model.unlabeled_weight, model.threshold) == (0.02, 0.9)
+        assert (augment.flip, augment.scale, augment.crop) == (0.5, (0.75, 1.25), 384)
+        assert (config.data.val_split, config.data.scribble_width) == ("val", 1)
+
+
 def test_run_folder_holds_a_configuration_to_train_from(
     config_file: Path, configured: list[TrainConfig], tmp_path: Path
 ) -> None:

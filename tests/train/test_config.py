@@ -43,6 +43,10 @@ def test_plain_data_survives_yaml_and_a_checkpoint(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
+        (
+            lambda: DataConfig(Path(), scribble_width=0),
+            "data.scribble_width: expected at least 1, got 0",
+        ),
         (lambda: DataConfig(Path(), workers=-1), "data.workers: expected at least 0, got -1"),
         (lambda: AugmentConfig(flip=1.5), "augment.flip: expected 0 to 1, got 1.5"),
         (

@@ -10,7 +10,9 @@ import torch
 from PIL import Image
 from torchvision import tv_tensors
 
-from blpseg.data.folder import ScribbleFolder, has_split
+from blpseg.data.folder import ScribbleFolder
+from blpseg.data.layouts import LAYOUTS
+from blpseg.data.photos import read_photo
 from blpseg.errors import UserError
 
 ORIENTATION = 0x0112
@@ -116,6 +118,14 @@ def test_exif_rotation_is_honoured(own_shapes: Path) -> None:
     assert (image[:, :20] > 250).all() and (image[:, 28:] < 5).all()
 
 
+@pytest.mark.parametrize("mode", ["L", "LA", "RGBA", "P", "CMYK"])
+def test_photos_of_other_modes_become_rgb(tmp_path: Path, mode: str) -> None:
+    path = tmp_path / ("photo.tif" if mode == "CMYK" else "photo.png")
+    Image.new("RGB", (5, 4), (102, 102, 102)).convert(mode).save(path)
+    photo = np.asarray(read_photo(path))
+    assert photo.shape == (4, 5, 3) and np.abs(photo.astype(int) - 102).max() <= 1
+
+
 def test_missing_and_orphaned_files_are_named_together(own_shapes: Path) -> None:
     (own_shapes / "scribbles/shape0.png").unlink()
     (own_shapes / "images/shape1.png").unlink()
@@ -164,11 +174,19 @@ def test_many_problems_are_counted(own_shapes: Path) -> None:
     assert lines[0].startswith("9 problems") and lines[-1] == "  ... and 4 more" and len(lines) == 7
 
 
-def test_rgb_scribbles_are_refused(own_shapes: Path) -> None:
-    Image.new("RGB", (64, 48)).save(own_shapes / "scribbles/shape1.png")
-    assert "scribbles/shape1.png: expected a label map of mode L or P, got mode RGB" in refused(
-        own_shapes
-    )
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "1", "I;16"])
+def test_scribbles_of_other_modes_are_refused(own_shapes: Path, mode: str) -> None:
+    color = (1, 2, 1, 255)[: len(mode)] if mode.startswith("RGB") else 1
+    Image.new(mode, (64, 48), color).save(own_shapes / "scribbles/shape1.png")
+    message = refused(own_shapes)
+    assert f"scribbles/shape1.png: expected a label map of mode L or P, got mode {mode}" in message
+
+
+def test_scribbles_may_be_rgb_of_equal_channels(own_shapes: Path) -> None:
+    path = own_shapes / "scribbles/shape0.png"
+    original = ScribbleFolder(own_shapes)[0].target
+    Image.merge("RGB", 3 * [Image.open(path)]).save(path)
+    assert torch.equal(ScribbleFolder(own_shapes)[0].target, original)
 
 
 @pytest.mark.parametrize("folder", ["images", "scribbles"])
@@ -182,6 +200,14 @@ def test_truncated_scribbles_are_named(own_shapes: Path) -> None:
     path = own_shapes / "scribbles/shape2.png"
     path.write_bytes(path.read_bytes()[:-40])
     assert "scribbles/shape2.png: cannot be read" in refused(own_shapes)
+
+
+def test_photos_of_floating_point_are_refused(own_shapes: Path) -> None:
+    (own_shapes / "images/shape0.png").unlink()
+    Image.fromarray(np.zeros((48, 64), np.float32)).save(own_shapes / "images/shape0.tif")
+    assert "images/shape0.tif: cannot be read (expected 8 or 16 bits a channel, got mode F" in (
+        refused(own_shapes)
+    )
 
 
 def test_images_that_differ_in_suffix_only_are_refused(own_shapes: Path) -> None:
@@ -221,6 +247,7 @@ def test_lists_must_name_each_image_once(own_shapes: Path) -> None:
     (own_shapes / "splits").mkdir()
     path = own_shapes / "splits/some.txt"
     path.write_text("\n")
+    has_split = LAYOUTS["folder"].has_split
     assert not has_split(own_shapes, "some") and not has_split(own_shapes, "other")
     assert refused(own_shapes, split="some") == (
         f"{path}: expected image names, one a line, but it is empty"

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy.ndimage import binary_dilation
 
 from blpseg.data.scenes import render_scene
 from blpseg.data.scribbles import (
@@ -87,6 +88,18 @@ def test_dropped_strokes(masks: list[np.ndarray]) -> None:
     assert 0.25 < half.labelled / whole.labelled < 0.75
 
 
+def test_shrunk_strokes(masks: list[np.ndarray]) -> None:
+    whole = simulate_scribbles(masks[0], seed=0, width=1) != UNLABELED
+    near = binary_dilation(whole, np.ones((3, 3)))  # ends may round to other pixels
+    counts = [int(whole.sum())]
+    for share in (0.3, 0.7, 1.0):
+        shrunk = simulate_scribbles(masks[0], seed=0, width=1, shrink=share) != UNLABELED
+        assert not (shrunk & ~near).any()
+        counts.append(int(shrunk.sum()))
+    assert counts[1] < 0.85 * counts[0] and counts[2] < 0.6 * counts[1]
+    assert 0 < counts[3] < 0.2 * counts[0]
+
+
 def test_the_seed_decides_and_nothing_else(masks: list[np.ndarray]) -> None:
     first = simulate_scribbles(masks[0], seed=3)
     np.random.seed(1)
@@ -161,6 +174,7 @@ def test_statistics_by_hand() -> None:
         ({"width": 1.5}, "width must be a whole number of pixels >= 1, got 1.5"),
         ({"length": 0}, "length must be a finite number > 0, got 0"),
         ({"drop": 1.5}, "drop must lie in 0..1, got 1.5"),
+        ({"shrink": -0.5}, "shrink must lie in 0..1, got -0.5"),
     ],
 )
 def test_dials_out_of_range(options: dict[str, Any], text: str) -> None:

@@ -1,0 +1,168 @@
+"""The authors' checkpoints: their names for our tensors, and what is checked before they load.
+
+Their program is at github.com/YudeWang/BLPSeg. Its layers are this package's under the same names,
+but for three parts.
+"""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from blpseg.checkpoints import build_model, save_checkpoint
+from blpseg.config import DataConfig, ModelConfig, TrainConfig
+from blpseg.errors import UserError, raise_problems
+from blpseg.model import BLPSeg
+
+BACKBONE = "resnet101s"
+EPS = 1e-7  # of their renormalisation in LAM
+
+_WRAPPER = "module."  # of DataParallel
+_UNUSED = (
+    "distance_prob",  # LAM's Gaussian on a grid of 96 x 96
+    "CELoss.weight",
+    "backbone.layernorm.",  # no forward pass goes through it
+)
+_PARTS = {
+    "backbone.": "backbone.body.",
+    "scribble_head.": "annotation_head.",
+    "embed_proj.": "lam.",
+}
+_CLASS_BIAS = "seg_head.4.bias"  # [K]
+
+VOC_CLASSES = (
+    "background",
+    "aeroplane",
+    "bicycle",
+    "bird",
+    "boat",
+    "bottle",
+    "bus",
+    "car",
+    "cat",
+    "chair",
+    "cow",
+    "diningtable",
+    "dog",
+    "horse",
+    "motorbike",
+    "person",
+    "pottedplant",
+    "sheep",
+    "sofa",
+    "train",
+    "tvmonitor",
+)
+
+
+def load_authors_checkpoint(path: Path | str) -> BLPSeg:
+    """Build the network of an authors' checkpoint with its weights and LAM's eps of 1e-7.
+
+    No code from the file runs.
+
+    Args:
+        path: File of a state dict, as the authors publish it.
+
+    Returns:
+        The network, in evaluation mode, on the CPU; the number of classes is the file's.
+
+    Raises:
+        UserError: If the file is missing or no state dict, or a tensor is missing, unknown or of
+            another shape; it names all of them.
+    """
+    path = Path(path)
+    theirs = _read(path)
+    head = theirs.get(_CLASS_BIAS)
+    if head is None or head.ndim != 1 or len(head) < 2:
+        raise UserError(
+            f"{path}: expected a checkpoint of the authors' BLPSeg, with {_CLASS_BIAS} of K >= 2 "
+            f"numbers, {'which is missing' if head is None else f'got {list(head.shape)}'}"
+        )
+    model = build_model(_model_config(), len(head))
+    expected = {authors_name(name): tensor.shape for name, tensor in model.state_dict().items()}
+    problems = [f"{name}: missing" for name in expected if name not in theirs]
+    problems += [f"{name}: unknown" for name in theirs if name not in expected]
+    problems += [
+        f"{name}: expected shape {list(expected[name])}, got {list(tensor.shape)}"
+        for name, tensor in theirs.items()
+        if name in expected and tensor.shape != expected[name]
+    ]
+    raise_problems(str(path), problems, shown=len(problems))
+    model.load_state_dict({our_name(name): tensor for name, tensor in theirs.items()})
+    return model.eval()
+
+
+def import_checkpoint(path: Path, output: Path, *, overwrite: bool = False) -> list[str]:
+    """Turn an authors' checkpoint into one of ours.
+
+    Args:
+        path: The authors' file.
+        output: The file to write.
+        overwrite: Replace it if it exists.
+
+    Returns:
+        The class names that it carries: VOC's where there are 21, else class_0, class_1, ...
+
+    Raises:
+        UserError: If the output exists, or the authors' file does not fit.
+    """
+    if output.exists() and not overwrite:
+        raise UserError(f"{output}: exists already; --overwrite true replaces it")
+    model = load_authors_checkpoint(path)
+    count = model.num_classes
+    classes = list(VOC_CLASSES) if count == len(VOC_CLASSES) else _numbered(count)
+    config = TrainConfig(DataConfig(Path("data")), output.parent, _model_config())
+    content = {
+        "model": model.state_dict(),
+        "classes": classes,
+        "config": config.as_plain_data(),
+        "iteration": 0,
+    }
+    output.parent.mkdir(parents=True, exist_ok=True)
+    save_checkpoint(output, content)
+    return classes
+
+
+def our_name(name: str) -> str:
+    """Our name of a tensor that the authors' state dict calls `name`."""
+    return _renamed(name, _PARTS)
+
+
+def authors_name(name: str) -> str:
+    """The authors' name of a tensor that our state dict calls `name`."""
+    return _renamed(name, {ours: theirs for theirs, ours in _PARTS.items()})
+
+
+def _renamed(name: str, parts: dict[str, str]) -> str:
+    for old, new in parts.items():
+        if name.startswith(old):
+            return new + name.removeprefix(old)
+    return name
+
+
+def _numbered(count: int) -> list[str]:
+    return [f"class_{index}" for index in range(count)]
+
+
+def _model_config() -> ModelConfig:
+    return ModelConfig(backbone=BACKBONE, pretrained=False, eps=EPS)
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    """Read the tensors of a state dict that the model has a use for."""
+    if not path.is_file():
+        raise UserError(f"{path}: expected a checkpoint of the authors, but there is no such file")
+    try:
+        content: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        raise UserError(f"{path}: expected a file of tensors by torch.save: {error}") from error
+    if not isinstance(content, dict) or not all(
+        isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in content.items()
+    ):
+        raise UserError(f"{path}: expected a state dict: tensors by their names")
+    named = {name.removeprefix(_WRAPPER): tensor for name, tensor in content.items()}
+    return {name: tensor for name, tensor in named.items() if not name.startswith(_UNUSED)}

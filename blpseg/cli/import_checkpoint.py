@@ -1,0 +1,23 @@
+"""Make a checkpoint of one that the authors published."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from blpseg.cli.arguments import make_parser
+
+
+def run(argv: Sequence[str]) -> int:
+    """Run the command; return its exit code."""
+    parser = make_parser("import-checkpoint", "IN OUT [--overwrite true]", __doc__)
+    parser.add_argument("checkpoint", type=Path, metavar="IN", help="The authors' file.")
+    parser.add_argument("output", type=Path, metavar="OUT", help="Checkpoint to write.")
+    parser.add_argument("--overwrite", type=bool, default=False, help="Replace OUT.")
+    options = parser.parse_args(argv)
+
+    from blpseg.authors import import_checkpoint
+
+    classes = import_checkpoint(options.checkpoint, options.output, overwrite=options.overwrite)
+    print(f"{options.output} written; {len(classes)} classes: {', '.join(classes)}.")
+    return 0

@@ -1,0 +1,42 @@
+"""Check a data set before training, and measure its scribbles."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from blpseg.cli.arguments import make_parser
+
+
+def run(argv: Sequence[str]) -> int:
+    """Run the command; return its exit code: 1 where files cannot be used."""
+    parser = make_parser(
+        "scribbles inspect", "--data.root DIR [--output DIR] [--key=value ...]", __doc__
+    )
+    from blpseg.config import DataConfig
+
+    parser.add_class_arguments(DataConfig, "data")
+    parser.add_argument(
+        "--split", type=str | None, help="Part of the data set; default: what is trained on."
+    )
+    parser.add_argument(
+        "--measure", type=int, default=500, help="Images to compare scribbles with masks on."
+    )
+    parser.add_argument("--output", type=Path | None, help="Folder for plots and a JSON file.")
+    parser.add_argument("--overwrite", type=bool, default=False, help="Replace these files.")
+    options = parser.instantiate(parser.parse_args(argv))
+
+    from blpseg.scribbles.inspect import inspect
+    from blpseg.scribbles.tables import print_inspection
+
+    inspection = inspect(
+        options.data,
+        split=options.split,
+        measure=options.measure,
+        output=options.output,
+        overwrite=options.overwrite,
+    )
+    print_inspection(inspection)
+    if options.output is not None:
+        print(f"Plots and figures written to {options.output}.")
+    return 1 if inspection.problems else 0

@@ -1,0 +1,1 @@
+"""Files of annotation programs: one module for each format, all give `blpseg.data.shapes`."""

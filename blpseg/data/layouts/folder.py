@@ -1,0 +1,112 @@
+"""A folder of anybody's own images and label files.
+
+root/images/NAME.jpg        png, jpg, jpeg, bmp, tif, tiff or webp
+root/scribbles/NAME.png     label map of mode L or P; or ScribbleSup's NAME.xml
+root/masks/NAME.png         optional: the full label map
+root/classes.txt            one class name a line, in the order of their values
+root/splits/LIST.txt        optional: one NAME a line
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection
+from pathlib import Path
+
+from blpseg.data.labels import MAX_CLASSES
+from blpseg.data.layouts.base import (
+    Files,
+    Labels,
+    Layout,
+    has_list,
+    read_lines,
+    read_list,
+    repeated,
+    require_folder,
+)
+from blpseg.data.photos import IMAGE_SUFFIXES
+from blpseg.errors import UserError, raise_problems
+
+
+class FolderLayout(Layout):
+    """The layout at the top of this file."""
+
+    def classes(self, root: Path) -> list[str]:
+        """Read classes.txt."""
+        return read_classes(root / "classes.txt")
+
+    def has_split(self, root: Path, split: str) -> bool:
+        """Whether there is a list splits/SPLIT.txt with a name in it."""
+        return has_list(root / "splits", split)
+
+    def has_masks(self, root: Path) -> bool:
+        """Whether there is a folder masks/."""
+        return (root / "masks").is_dir()
+
+    def default_splits(self, root: Path) -> tuple[str | None, str | None]:
+        """Name the lists train and val, where they are there."""
+        train, val = super().default_splits(root)
+        return train if self.has_split(root, "train") else None, val
+
+    def find(
+        self, root: Path, split: str | None, labels: Labels, scribbles: Path | None
+    ) -> list[Files]:
+        """Pair the images, scribbles and masks by name; see `Layout.find`."""
+        images = _by_name(root / "images", IMAGE_SUFFIXES)
+        folder = scribbles or root / "scribbles"
+        drawn = _by_name(folder, (".png", ".xml"), optional=labels == "masks")
+        masks = {}
+        if labels != "scribbles":
+            masks = _by_name(root / "masks", (".png",), optional=labels == "all")
+        needed, place = (masks, "masks") if labels == "masks" else (drawn, folder.name)
+        if split is None:
+            names = sorted(images)
+            orphans = [
+                f"{place}/{needed[name].name}: no image of this name"
+                for name in sorted(needed.keys() - images)
+            ]
+        else:
+            names, orphans = read_list(root / "splits", split), []
+        problems = [f"images/: no image named {name!r}" for name in names if name not in images]
+        problems += [f"{place}/{name}.png: missing" for name in names if name not in needed]
+        raise_problems(str(root), problems + orphans)
+        if not names:
+            raise UserError(
+                f"{root / 'images'}: expected images ({' '.join(IMAGE_SUFFIXES)}), found none"
+            )
+        return [Files(name, images[name], drawn.get(name), masks.get(name)) for name in names]
+
+
+def read_classes(path: Path) -> list[str]:
+    """Read the class names, one a line; empty lines are skipped.
+
+    Raises:
+        UserError: If the file is missing, or names fewer than 2 or more than 254 classes, or one
+            of them twice.
+    """
+    names = read_lines(path, "the class names, one a line")
+    if len(names) < 2:
+        raise UserError(f"{path}: expected 2 class names or more, found {len(names)}")
+    if len(names) > MAX_CLASSES:
+        raise UserError(f"{path}: expected at most {MAX_CLASSES} class names, found {len(names)}")
+    if twice := repeated(names):
+        raise UserError(f"{path}: class names must differ, but {twice[0]!r} comes more than once")
+    return names
+
+
+def _by_name(folder: Path, suffixes: Collection[str], *, optional: bool = False) -> dict[str, Path]:
+    if optional and not folder.is_dir():
+        return {}
+    paths = defaultdict(list)
+    for path in sorted(require_folder(folder).iterdir()):
+        if path.suffix.lower() in suffixes:
+            paths[path.stem].append(path)
+    raise_problems(
+        str(folder),
+        [
+            f"{', '.join(p.name for p in same)}: the same name"
+            for same in paths.values()
+            if len(same) > 1
+        ],
+    )
+    return {name: same[0] for name, same in paths.items()}

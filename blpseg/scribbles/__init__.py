@@ -1,0 +1,1 @@
+"""What `blpseg scribbles` does: one module for each of its commands."""

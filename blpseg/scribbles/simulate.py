@@ -1,0 +1,68 @@
+"""From masks to label maps of simulated scribbles."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+from blpseg.data.labels import read_png
+from blpseg.data.scribbles import ScribbleOptions, simulate_scribbles
+from blpseg.errors import UserError
+from blpseg.pictures import save_label_map
+from blpseg.scribbles.outputs import prepare_output, watch
+
+
+def simulate(
+    masks: Path,
+    output: Path,
+    options: ScribbleOptions,
+    *,
+    seed: int = 0,
+    void: int = 255,
+    overwrite: bool = False,
+    quiet: bool = False,
+) -> list[Path]:
+    """Scribble on every mask of a folder, and write label maps OUTPUT/NAME.png of mode P.
+
+    A mask's scribbles depend on it, its name, the options and the seed alone.
+
+    Args:
+        masks: Folder of PNG label maps.
+        output: Folder for the scribbles, in the masks' values; 255 is unlabelled.
+        options: The simulator's dials.
+        seed: Seed.
+        void: Value of void pixels in the masks, not scribbled on.
+        overwrite: Replace label maps that are there.
+        quiet: Show no progress bar.
+
+    Returns:
+        The files written.
+
+    Raises:
+        UserError: If there are no masks, one cannot be read, or a label map exists.
+    """
+    if not 0 <= void <= 255:
+        raise UserError(f"void: expected 0 to 255, got {void}")
+    if seed < 0:
+        raise UserError(f"seed: expected at least 0, got {seed}")
+    if not masks.is_dir():
+        raise UserError(f"{masks}: expected a folder, but there is none")
+    paths = sorted(path for path in masks.iterdir() if path.suffix.lower() == ".png")
+    if not paths:
+        raise UserError(f"{masks}: expected masks (.png), found none")
+    prepare_output(output, [f"{path.stem}.png" for path in paths], overwrite)
+    written = []
+    for path in watch(paths, "Scribbling", len(paths), quiet):
+        try:
+            scribbles = simulate_scribbles(
+                read_png(path),
+                seed=[seed, *path.stem.encode()],
+                ignore_value=void,
+                **asdict(options),
+            )
+        except ValueError as error:
+            text = str(error)
+            raise UserError(text if isinstance(error, UserError) else f"{path}: {text}") from error
+        written.append(output / f"{path.stem}.png")
+        save_label_map(written[-1], scribbles)
+    return written
