@@ -15,6 +15,7 @@ from torch import Tensor
 
 from blpseg.checkpoints import build_model, save_checkpoint
 from blpseg.config import DataConfig, ModelConfig, TrainConfig
+from blpseg.data.layouts.voc import VOC_CLASSES
 from blpseg.errors import UserError, raise_problems
 from blpseg.model import BLPSeg
 
@@ -33,30 +34,6 @@ _PARTS = {
     "embed_proj.": "lam.",
 }
 _CLASS_BIAS = "seg_head.4.bias"  # [K]
-
-VOC_CLASSES = (
-    "background",
-    "aeroplane",
-    "bicycle",
-    "bird",
-    "boat",
-    "bottle",
-    "bus",
-    "car",
-    "cat",
-    "chair",
-    "cow",
-    "diningtable",
-    "dog",
-    "horse",
-    "motorbike",
-    "person",
-    "pottedplant",
-    "sheep",
-    "sofa",
-    "train",
-    "tvmonitor",
-)
 
 
 def load_authors_checkpoint(path: Path | str) -> BLPSeg:

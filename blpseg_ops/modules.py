@@ -20,6 +20,10 @@ class LocalAggregation(nn.Module):
     patches, a ``patch`` x ``patch`` convolution of that stride, LayerNorm over channels and a 1x1
     convolution. It stays in float32 under autocast, since |f|^2 reaches hundreds.
 
+    It wraps any segmentation network, ``aggregate(images, network(images))``: ``patch`` is the
+    stride of the network's logits, and the image need not be a multiple of it. sigma and radius
+    are in pixels of the logits, so a coarser stride asks for smaller ones.
+
     Whatever ``dim`` is, the embedding spans ``in_channels * patch**2 + 2`` dimensions at most, 50
     as published. GPUs therefore get its coordinates in those, with the same output and the same
     gradients; :meth:`embed` always returns the embedding itself.

@@ -51,7 +51,8 @@ def lam(
             :mod:`blpseg_ops.backends`.
 
     Returns:
-        [N, C, h, w], the dtype of values. Computed in float64 for float64, else in float32.
+        [N, C, h, w], the dtype of values, in the memory format of torch.empty_like(values).
+        Computed in float64 for float64, else in float32.
 
     Raises:
         TypeError: An input is not a tensor, not floating point, or the dtypes differ.
