@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -240,6 +240,20 @@ class TrainConfig:
     def as_plain_data(self) -> dict[str, Any]:
         """Turn into nested dicts of numbers, strings and lists, e.g. for YAML."""
         return asdict(self, dict_factory=_plain_dict)
+
+
+def read_config(text: str) -> TrainConfig:
+    """Read a training run from YAML, as `blpseg train` reads its file.
+
+    Raises:
+        ArgumentError: If it is no YAML, or a key or value does not fit; the message names it.
+    """
+    from jsonargparse import ArgumentParser
+
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(TrainConfig)
+    options = parser.instantiate(parser.parse_string(text))
+    return TrainConfig(**{part.name: options[part.name] for part in fields(TrainConfig)})
 
 
 def _plain_dict(items: list[tuple[str, Any]]) -> dict[str, Any]:

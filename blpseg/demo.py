@@ -9,41 +9,32 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import imgviz
-import matplotlib.figure
 import numpy as np
 import torch
 from rich import box
 from rich.console import Console
-from rich.progress import TaskID
 from rich.table import Table
 
+from blpseg import ablation
 from blpseg.checkpoints import load_model
-from blpseg.config import (
-    AugmentConfig,
-    DataConfig,
-    LogConfig,
-    ModelConfig,
-    OptimConfig,
-    TrainConfig,
-)
+from blpseg.config import TrainConfig, read_config
+from blpseg.curves import DISTANCES, distance_curves
 from blpseg.data.folder import ScribbleFolder, open_folder
 from blpseg.data.scenes import write_scenes
 from blpseg.data.scribbles import simulate_scribbles
-from blpseg.display import progress_bars
 from blpseg.errors import UserError
 from blpseg.evaluation import score_model
-from blpseg.metrics import DistanceBin, Scores
+from blpseg.inference import Prediction, predict_image
+from blpseg.metrics import Scores
 from blpseg.pictures import comparison_sheet, save_label_map, save_picture
-from blpseg.prediction import Prediction, predict_image
-from blpseg.training import Step, train
 
-BASELINE, METHOD, PHOTO = "partial cross entropy", "BLPSeg", "BLPSeg, one photo"
+BASELINE, METHOD, PHOTO = ablation.BASELINE.name, "BLPSeg", "BLPSeg, one photo"
 _SHOWN_SCENES = 5
 
 
@@ -88,10 +79,10 @@ def demo(quick: bool = False, output: Path = Path("blpseg-demo")) -> dict[str, A
         METHOD: _config(output, "blpseg", "scenes", effort.iterations),
         PHOTO: _config(output, "photo-blpseg", "photo", effort.photo_iterations),
     }
-    configs[BASELINE] = _without_the_method(configs[BASELINE])
+    configs[BASELINE] = ablation.BASELINE.of(configs[BASELINE])
     # Things are larger in the photograph: fewer crops, each of which sees more of it.
     configs[PHOTO].augment.crop, configs[PHOTO].optim.batch_size = 160, 4
-    _train_all(configs, console)
+    ablation.train_all(configs, console)
 
     console.print("Scoring ...")
     scenes = open_folder(configs[METHOD].data, "val", labels="masks", quiet=True)
@@ -107,7 +98,8 @@ def demo(quick: bool = False, output: Path = Path("blpseg-demo")) -> dict[str, A
     pictures = [output / name for name in ("scenes.png", "photo.png", "accuracy.png")]
     save_picture(pictures[0], _sheet(scenes, predictions, [BASELINE, METHOD]))
     save_picture(pictures[1], _sheet(photo, predictions, [PHOTO], cell=360))
-    _plot(scores, pictures[2])
+    curves = distance_curves({name: [score] for name, score in scores.items()})
+    curves.savefig(pictures[2], dpi=120)
     result = {
         "quick": quick,
         "scenes": effort.scenes,
@@ -123,32 +115,15 @@ def demo(quick: bool = False, output: Path = Path("blpseg-demo")) -> dict[str, A
 
 
 def _config(output: Path, run: str, data: str, iterations: int) -> TrainConfig:
-    """BLPSeg on a network that two CPU cores can train: the published recipe, scaled down."""
-    return TrainConfig(
-        data=DataConfig(root=output / data, workers=0),
-        output=output / "runs" / run,
-        # Crops are a quarter as wide as the published 384 pixels; LAM reaches a third as far.
-        model=ModelConfig(
-            "regnety_002", pretrained=False, width=48, embedding_dim=32, sigma=2.0, eps=0.0
-        ),
-        augment=AugmentConfig(crop=96),
-        optim=OptimConfig(
-            learning_rate=2e-3,
-            batch_size=8,
-            iterations=iterations,
-            self_training_from=iterations // 2,
-        ),
-        log=LogConfig(scalars_every=10, validate_every=iterations, save_every=iterations),
-        device="cpu",
-    )
-
-
-def _without_the_method(config: TrainConfig) -> TrainConfig:
-    """The same training by partial cross entropy: no LAM, no weights, no self-training."""
+    """BLPSeg on a network that two CPU cores can train: the configuration `demo`."""
+    config = read_config(files("blpseg").joinpath("configs", "demo.yaml").read_text())
+    half = iterations // 2
     return replace(
         config,
-        model=replace(config.model, lam=False, gamma=0.0),
-        optim=replace(config.optim, self_training_from=None),
+        data=replace(config.data, root=output / data),
+        output=output / "runs" / run,
+        optim=replace(config.optim, iterations=iterations, self_training_from=half),
+        log=replace(config.log, validate_every=iterations, save_every=iterations),
     )
 
 
@@ -168,26 +143,6 @@ def _write_photo(root: Path) -> None:
     (root / "classes.txt").write_text("".join(f"{names[label]}\n" for label in present))
 
 
-def _train_all(configs: dict[str, TrainConfig], console: Console) -> None:
-    progress = progress_bars(console)
-    tasks = {
-        name: progress.add_task(name, total=config.optim.iterations, start=False, detail="")
-        for name, config in configs.items()
-    }
-
-    def report(task: TaskID) -> Callable[[Step], None]:
-        def on_step(step: Step) -> None:
-            detail = f"loss {step.blp:.3f}, lr {step.learning_rate:.1e}"
-            progress.update(task, completed=step.iteration, detail=detail)
-
-        return on_step
-
-    with progress:
-        for name, config in configs.items():
-            progress.start_task(tasks[name])
-            train(config, on_step=report(tasks[name]))
-
-
 def _sheet(
     samples: ScribbleFolder,
     predictions: dict[str, list[Prediction]],
@@ -204,28 +159,6 @@ def _sheet(
     )
 
 
-_DISTANCES = {
-    "by_scribble_distance": "scribble",
-    "by_border_distance": "border",
-}
-
-
-def _plot(scores: dict[str, Scores], path: Path) -> None:
-    """Draw accuracy by distance, a curve a network."""
-    figure = matplotlib.figure.Figure(figsize=(10, 3.6), layout="constrained")
-    for axes, (field, title) in zip(figure.subplots(1, 2), _DISTANCES.items(), strict=True):
-        for name, score in scores.items():
-            bins: list[DistanceBin] = getattr(score, field)
-            heights = [np.nan if part.accuracy is None else 100 * part.accuracy for part in bins]
-            style = {"linestyle": ":", "color": "gray"} if name == PHOTO else {}
-            axes.plot(range(len(bins)), heights, marker="o", label=name, **style)
-        axes.set_xticks(range(len(bins)), [_span(part) for part in bins])
-        axes.set(xlabel=f"distance to the nearest {title}, pixels", ylabel="accuracy, %")
-        axes.grid(alpha=0.3)
-    axes.legend()
-    figure.savefig(path, dpi=120)
-
-
 def _print(
     console: Console, scores: dict[str, Scores], quick: bool, seconds: float, files: list[Path]
 ) -> None:
@@ -234,11 +167,11 @@ def _print(
     for column in table.columns[1:]:
         column.justify = "right"
     table.add_row("mIoU, %", *(_percent(score.miou) for score in scores.values()))
-    for field, title in _DISTANCES.items():
+    for field, thing in DISTANCES.items():
         table.add_section()
-        table.add_row(f"accuracy, %, from {title}")
+        table.add_row(f"accuracy, %, from the {thing}")
         for rows in zip(*(getattr(score, field) for score in scores.values()), strict=True):
-            label = f"  {_span(rows[0])} px"
+            label = f"  {rows[0].span} px"
             table.add_row(label, *(_percent(part.accuracy) for part in rows))
     console.print(table)
     ours, theirs = 100 * scores[METHOD].miou, 100 * scores[BASELINE].miou
@@ -250,10 +183,6 @@ def _print(
     console.print(f"Done in {seconds:.0f} s. Look at:")
     for file in files:
         console.print(f"  {file}", soft_wrap=True)
-
-
-def _span(part: DistanceBin) -> str:
-    return f"{part.start:g}+" if part.end is None else f"{part.start:g} to {part.end:g}"
 
 
 def _percent(share: float | None) -> str:

@@ -15,11 +15,32 @@ from rich.table import Table
 
 from blpseg.checkpoints import load_model
 from blpseg.config import DataConfig
+from blpseg.crf import require_crf
 from blpseg.data.folder import Sample, ScribbleFolder, choose_evaluation_split, open_folder
 from blpseg.errors import UserError
-from blpseg.metrics import DistanceBin, Scores, SegmentationScores
+from blpseg.inference import Prediction, predict_image
+from blpseg.metrics import (
+    BOUNDARY_RATIO,
+    DistanceBin,
+    Scores,
+    SegmentationScores,
+    image_miou,
+)
 from blpseg.model import BLPSeg
-from blpseg.prediction import choose_device, predict_image
+from blpseg.page import Pictured, evaluation_page
+from blpseg.prediction import choose_device
+from blpseg.views import SINGLE_VIEW, Views
+
+_WORST, _BEST = 6, 3  # images to picture
+
+
+@dataclass
+class ImageScore:
+    """How one image came out."""
+
+    name: str
+    miou: float | None
+    """Mean IoU over the classes of its mask and its prediction; None where all is void."""
 
 
 @dataclass
@@ -38,14 +59,20 @@ class Evaluation:
     split: str | None
     """Name of the list of images; None: every image."""
 
-    scales: list[float]
-    """Factors of the images' size that were averaged over."""
+    views: Views
+    """How the images were shown to the model."""
 
-    flip: bool
-    """Whether the mirrored images were averaged over too."""
+    crf: bool
+    """Whether a dense CRF refined the labels."""
+
+    boundary_ratio: float
+    """Width of boundary IoU's band, as a share of a picture's diagonal."""
 
     scores: Scores
     """The scores."""
+
+    images: list[ImageScore]
+    """Each image, in the order of the list."""
 
     def as_plain_data(self) -> dict[str, Any]:
         """Turn into nested dicts and lists, fit for JSON."""
@@ -56,28 +83,33 @@ def score_model(
     model: BLPSeg,
     samples: ScribbleFolder,
     *,
-    scales: Sequence[float] = (1.0,),
-    flip: bool = False,
+    views: Views = SINGLE_VIEW,
+    crf: bool = False,
     distances: bool = True,
+    boundary_ratio: float = BOUNDARY_RATIO,
     watch: Callable[[Iterable[Sample]], Iterable[Sample]] = iter,
+    on_image: Callable[[Sample, Prediction], None] = lambda sample, prediction: None,
 ) -> Scores:
     """Predict every image of a folder opened with its masks, and score the predictions.
 
     Args:
         model: The model, in evaluation mode.
         samples: The images; they may be of any size.
-        scales: Factors of the images' size to average over.
-        flip: Average over the mirrored images too.
-        distances: Measure accuracy by distance too.
+        views: Scales, mirrored views and windows.
+        crf: Refine the labels by a dense CRF.
+        distances: Measure boundary IoU and accuracy by distance too.
+        boundary_ratio: Width of boundary IoU's band, as a share of a picture's diagonal.
         watch: Wraps the samples as they are gone through, e.g. in a progress bar.
+        on_image: Called with each image and its prediction.
 
     Returns:
         The scores.
     """
-    scores = SegmentationScores(samples.classes, distances=distances)
+    scores = SegmentationScores(samples.classes, distances=distances, boundary_ratio=boundary_ratio)
     for sample in watch(samples[index] for index in range(len(samples))):
-        found = predict_image(model, sample.image, scales=scales, flip=flip)
+        found = predict_image(model, sample.image, views, crf=crf)
         scores.update(found.labels, sample.mask, sample.target)
+        on_image(sample, found)
     return scores.compute()
 
 
@@ -86,24 +118,26 @@ def evaluate(
     split: str | None = None,
     *,
     data: Mapping[str, Any] | None = None,
-    scales: Sequence[float] = (1.0,),
-    flip: bool = False,
+    views: Views = SINGLE_VIEW,
+    crf: bool = False,
+    boundary_ratio: float = BOUNDARY_RATIO,
     output: Path | None = None,
     overwrite: bool = False,
     device: str = "auto",
     quiet: bool = False,
 ) -> Evaluation:
-    """Score a checkpoint on a folder with masks and write the scores to a JSON file.
+    """Score a checkpoint on a folder with masks; write the scores to a JSON file and an HTML page.
 
     Args:
         checkpoint: File that `blpseg train` wrote.
         split: Name of the list splits/NAME.txt; None takes splits/val.txt where it exists, else
             every image.
         data: Fields of `DataConfig` that differ from those of the training, e.g. the root.
-        scales: Factors of the images' size to average over.
-        flip: Average over the mirrored images too.
-        output: The JSON file; None takes `default_output`.
-        overwrite: Replace the JSON file if it exists.
+        views: Scales, mirrored views and windows.
+        crf: Refine the labels by a dense CRF.
+        boundary_ratio: Width of boundary IoU's band, as a share of a picture's diagonal.
+        output: The JSON file; None takes `default_output`. The page goes beside it.
+        overwrite: Replace the two files if they exist.
         device: A torch device, or "auto" for the accelerator where there is one.
         quiet: Show no progress bar.
 
@@ -111,13 +145,16 @@ def evaluate(
         The scores and what they were measured on.
 
     Raises:
-        UserError: If a file is missing or does not fit, or the JSON file exists.
+        UserError: If a file is missing or does not fit, or one of the two files exists.
     """
     output = output or default_output(checkpoint)
-    if output.exists() and not overwrite:
+    _check_outputs(output, overwrite)
+    if not 0 < boundary_ratio < 1:
         raise UserError(
-            f"{output}: exists already; --overwrite true replaces it, --output names another"
+            f"boundary_ratio: expected more than 0 and less than 1, got {boundary_ratio}"
         )
+    if crf:
+        require_crf()
     trained = load_model(checkpoint)
     folder = _data_config(trained.config["data"] | dict(data or {}))
     split = split or choose_evaluation_split(folder)
@@ -132,13 +169,46 @@ def evaluate(
         console = Console(stderr=True)
         return track(items, "Evaluating", total=len(samples), console=console, disable=quiet)
 
+    images: list[ImageScore] = []
+
+    def on_image(sample: Sample, found: Prediction) -> None:
+        images.append(ImageScore(sample.name, image_miou(found.labels, sample.mask)))
+
     model = trained.model.to(choose_device(device))
-    scores = score_model(model, samples, scales=scales, flip=flip, watch=watch)
-    evaluation = Evaluation(
-        str(checkpoint), trained.iteration, str(folder.root), split, list(scales), flip, scores
+    scores = score_model(
+        model,
+        samples,
+        views=views,
+        crf=crf,
+        boundary_ratio=boundary_ratio,
+        watch=watch,
+        on_image=on_image,
     )
+    evaluation = Evaluation(
+        checkpoint=str(checkpoint),
+        iteration=trained.iteration,
+        root=str(folder.root),
+        split=split,
+        views=views,
+        crf=crf,
+        boundary_ratio=boundary_ratio,
+        scores=scores,
+        images=images,
+    )
+    pictured = {
+        title: [
+            Pictured(
+                images[index],
+                samples[index],
+                predict_image(model, samples[index].image, views, crf=crf),
+            )
+            for index in indices
+        ]
+        for title, indices in _extremes(images).items()
+    }
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(json.dumps(evaluation.as_plain_data(), indent=2) + "\n")
+    page_of(output).write_text(evaluation_page(evaluation, pictured), encoding="utf-8")
     return evaluation
 
 
@@ -147,12 +217,22 @@ def default_output(checkpoint: Path) -> Path:
     return checkpoint.with_suffix(".evaluation.json")
 
 
+def page_of(output: Path) -> Path:
+    """Where the page of a JSON file goes."""
+    return output.with_suffix(".html")
+
+
 def scores_table(scores: Scores) -> RenderableType:
     """Lay scores out for the terminal: IoU per class, and accuracy by distance where measured."""
-    iou = _table("class", "IoU %")
-    for name, value in scores.iou.items():
-        iou.add_row(name, _percent(value))
-    parts = [f"mIoU {_percent(scores.miou)} % over {scores.images} images", iou]
+    summary = f"mIoU {_percent(scores.miou)} % over {scores.images} images"
+    numbers = [scores.iou]
+    if scores.boundary_iou:
+        summary += f"; boundary IoU {_percent(scores.boundary_miou)} %"
+        numbers.append(scores.boundary_iou)
+    iou = _table("class", *("IoU %", "boundary IoU %")[: len(numbers)])
+    for name in scores.iou:
+        iou.add_row(name, *(_percent(values[name]) for values in numbers))
+    parts = [summary, iou]
     for title, bins in (
         ("Accuracy by distance to the nearest scribble", scores.by_scribble_distance),
         ("Accuracy by distance to the region's border", scores.by_border_distance),
@@ -160,6 +240,26 @@ def scores_table(scores: Scores) -> RenderableType:
         if bins:
             parts += [title, _distance_table(bins)]
     return Group(*parts)
+
+
+def _check_outputs(output: Path, overwrite: bool) -> None:
+    if output.suffix == ".html":
+        raise UserError(f"{output}: expected a JSON file to write; the page goes beside it")
+    for path in (output, page_of(output)):
+        if path.exists() and not overwrite:
+            raise UserError(
+                f"{path}: exists already; --overwrite true replaces it, --output names another"
+            )
+
+
+def _extremes(images: Sequence[ImageScore]) -> dict[str, list[int]]:
+    """Title to the indices of the images with the least and the greatest IoU."""
+    ranked = sorted(
+        (index for index, image in enumerate(images) if image.miou is not None),
+        key=lambda index: images[index].miou,
+    )
+    worst, rest = ranked[:_WORST], ranked[_WORST:]
+    return {"Worst images": worst, "Best images": rest[::-1][:_BEST]}
 
 
 def _data_config(fields: dict[str, Any]) -> DataConfig:
@@ -170,8 +270,7 @@ def _data_config(fields: dict[str, Any]) -> DataConfig:
 def _distance_table(bins: list[DistanceBin]) -> Table:
     table = _table("distance, px", "accuracy %", "pixels")
     for part in bins:
-        span = f"{part.start:g} to {part.end:g}" if part.end is not None else f"{part.start:g} on"
-        table.add_row(span, _percent(part.accuracy), str(part.pixels))
+        table.add_row(part.span, _percent(part.accuracy), str(part.pixels))
     return table
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import imgviz
@@ -15,10 +15,13 @@ from blpseg.data.folder import Sample
 
 COLORS: np.ndarray = imgviz.label_colormap()  # [256, 3] uint8; 0 is black, 255 is ivory
 
+CELL = 220  # longer side of a picture in a table, in pixels
+
 _PAPER = (255, 255, 255)
 _INK = (32, 32, 32)
 _TEXT_SIZE = 13
 _MARGIN = 6
+_STRIP = 256  # rows painted at a time: intermediate results are many times a picture's size
 
 
 def save_picture(path: Path, picture: np.ndarray) -> None:
@@ -49,7 +52,11 @@ def overlay(image: np.ndarray, labels: np.ndarray, alpha: float = 0.55) -> np.nd
     """
     opacity = np.full(256, alpha)
     opacity[0] = 0
-    return imgviz.label2rgb(labels, image=image, alpha=opacity.tolist())
+
+    def paint(image: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        return imgviz.label2rgb(labels, image=image, alpha=opacity.tolist())
+
+    return _in_strips(paint, image, labels)
 
 
 def draw_scribbles(image: np.ndarray, target: np.ndarray, num_classes: int) -> np.ndarray:
@@ -77,11 +84,24 @@ def draw_scribbles(image: np.ndarray, target: np.ndarray, num_classes: int) -> n
 
 def heat_map(probability: np.ndarray) -> np.ndarray:
     """Paint probabilities [H, W], 0 (black) to 1 (pale yellow)."""
-    return matplotlib.colormaps["magma"](np.clip(probability, 0, 1), bytes=True)[..., :3]
+
+    def paint(probability: np.ndarray) -> np.ndarray:
+        return matplotlib.colormaps["magma"](np.clip(probability, 0, 1), bytes=True)[..., :3]
+
+    return _in_strips(paint, probability)
+
+
+def thumbnail(picture: np.ndarray, side: int = CELL) -> np.ndarray:
+    """Give the longer side a length: sharp-edged where it grows, averaged where it shrinks."""
+    height, width = picture.shape[:2]
+    factor = side / max(height, width)
+    size = (max(1, round(width * factor)), max(1, round(height * factor)))
+    method = Image.Resampling.NEAREST if factor >= 1 else Image.Resampling.BOX
+    return np.asarray(Image.fromarray(picture).resize(size, method))
 
 
 def contact_sheet(
-    columns: Mapping[str, Sequence[np.ndarray]], *, cell: int = 220, classes: Sequence[str] = ()
+    columns: Mapping[str, Sequence[np.ndarray]], *, cell: int = CELL, classes: Sequence[str] = ()
 ) -> np.ndarray:
     """Set pictures in a table, a column per title, with a legend of the classes below.
 
@@ -99,7 +119,7 @@ def contact_sheet(
             f"columns: expected the same number of pictures, at least 1, in each; got {counts}"
         )
     rows = zip(*columns.values(), strict=True)
-    scaled = [_scale(picture, cell) for row in rows for picture in row]
+    scaled = [thumbnail(picture, cell) for row in rows for picture in row]
     width = max(picture.shape[1] for picture in scaled)
     body = imgviz.tile(
         scaled,
@@ -124,7 +144,7 @@ def comparison_sheet(
     annotation: Sequence[np.ndarray],
     classes: Sequence[str],
     *,
-    cell: int = 220,
+    cell: int = CELL,
 ) -> np.ndarray:
     """Show images, scribbles, annotation probability, predictions and, where known, the truth.
 
@@ -153,13 +173,13 @@ def comparison_sheet(
     return contact_sheet(columns, cell=cell, classes=classes)
 
 
-def _scale(picture: np.ndarray, side: int) -> np.ndarray:
-    """Give the longer side a length: sharp-edged where it grows, averaged where it shrinks."""
-    height, width = picture.shape[:2]
-    factor = side / max(height, width)
-    size = (max(1, round(width * factor)), max(1, round(height * factor)))
-    method = Image.Resampling.NEAREST if factor >= 1 else Image.Resampling.BOX
-    return np.asarray(Image.fromarray(picture).resize(size, method))
+def _in_strips(paint: Callable[..., np.ndarray], *maps: np.ndarray) -> np.ndarray:
+    """Paint maps [H, W, ...] pixel by pixel, a few rows at a time, into [H, W, 3] uint8."""
+    picture = np.empty((*maps[0].shape[:2], 3), np.uint8)
+    for top in range(0, len(picture), _STRIP):
+        rows = slice(top, top + _STRIP)
+        picture[rows] = paint(*(part[rows] for part in maps))
+    return picture
 
 
 def _title_strip(width: int, titles: list[tuple[int, str]]) -> np.ndarray:

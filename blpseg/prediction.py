@@ -10,35 +10,31 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from rich.console import Console
 from rich.progress import track
+from rich.text import Text
 from torch import Tensor
-from torchvision import tv_tensors
-from torchvision.transforms import InterpolationMode
-from torchvision.transforms.v2.functional import resize
 
 from blpseg.checkpoints import load_model
+from blpseg.crf import require_crf
 from blpseg.data.photos import images_in, read_photo
-from blpseg.data.transforms import normalize
 from blpseg.errors import UserError, raise_problems
-from blpseg.model import BLPSeg
-from blpseg.pictures import contact_sheet, heat_map, overlay, save_label_map, save_picture
+from blpseg.inference import Prediction, predict_image
+from blpseg.pictures import (
+    contact_sheet,
+    heat_map,
+    overlay,
+    save_label_map,
+    save_picture,
+    thumbnail,
+)
+from blpseg.views import SINGLE_VIEW, Views
 
 _KINDS = ("masks", "overlays", "annotation")
 _SHEET = "sheet.png"
 _SHEET_TITLES = ("image", "prediction", "annotation probability")
 _SHEET_ROWS = 8
-
-
-class Prediction(NamedTuple):
-    """What the model says about one image."""
-
-    labels: Tensor
-    """[H, W] uint8, the most probable class of each pixel."""
-
-    annotation_probability: Tensor
-    """[H, W] float32, the probability that somebody annotates here, whatever the class."""
+_NAMED = 4  # classes that the progress names of a photo
 
 
 class Failure(NamedTuple):
@@ -48,57 +44,13 @@ class Failure(NamedTuple):
     reason: str
 
 
-@torch.inference_mode()
-def predict_image(
-    model: BLPSeg,
-    image: Tensor,  # [3, H, W] uint8
-    *,
-    scales: Sequence[float] = (1.0,),
-    flip: bool = False,
-) -> Prediction:
-    """Label one image, as an average over scales and flips.
-
-    At each scale the logits are resized to the image with align_corners=True and then averaged, as
-    published.
-
-    The image is scaled as in training, bicubically.
-
-    Args:
-        model: The model, in evaluation mode; the work is done on its device.
-        image: [3, H, W] uint8, RGB.
-        scales: Factors of the image's size.
-        flip: Take the mirrored image at each scale too.
-
-    Returns:
-        The label map and the annotation probability, on the CPU.
-    """
-    device = next(model.parameters()).device
-    size = tuple(image.shape[-2:])
-    photo = tv_tensors.Image(image.to(device))
-    views = [
-        (scale, mirrored) for scale in scales for mirrored in ((False, True) if flip else (False,))
-    ]
-    totals: tuple[Tensor | float, Tensor | float] = (0.0, 0.0)
-    for scale, mirrored in views:
-        view = normalize()(_scaled(photo, scale)).as_subclass(Tensor)[None]
-        logits = model.predict(view.flip(-1) if mirrored else view)
-        logits = [part.float().flip(-1) if mirrored else part.float() for part in logits]
-        totals = tuple(
-            total + _resize(part, size) for total, part in zip(totals, logits, strict=True)
-        )
-    segmentation, annotation = (total[0] / len(views) for total in totals)
-    return Prediction(
-        segmentation.argmax(0).to("cpu", torch.uint8), 1 - annotation.softmax(0)[-1].cpu()
-    )
-
-
 def predict(
     checkpoint: Path,
     inputs: Sequence[str],
     output: Path,
     *,
-    scales: Sequence[float] = (1.0,),
-    flip: bool = False,
+    views: Views = SINGLE_VIEW,
+    crf: bool = False,
     overwrite: bool = False,
     device: str = "auto",
     quiet: bool = False,
@@ -107,17 +59,18 @@ def predict(
 
     Writes `masks/NAME.png` (label map, mode P), `overlays/NAME.png` and `annotation/NAME.png` (the
     annotation probability as a heat map) for each photo NAME, and `sheet.png`, the first few beside
-    each other.
+    each other. Results have the size of the photo as a viewer shows it, turned as its EXIF
+    orientation says.
 
     Args:
         checkpoint: File that `blpseg train` wrote.
         inputs: Image files, folders of them and glob patterns (`**` for any depth).
         output: Folder for the results.
-        scales: Factors of the image's size to average over.
-        flip: Take the mirrored image at each scale too.
+        views: Scales, mirrored views and windows.
+        crf: Refine the labels by a dense CRF.
         overwrite: Replace results that are there already.
         device: A torch device, or "auto" for the accelerator where there is one.
-        quiet: Show no progress bar.
+        quiet: Show no progress.
 
     Returns:
         The photos that could not be read or predicted; the others are done.
@@ -127,25 +80,27 @@ def predict(
     """
     photos = find_photos(inputs)
     _check_results(photos, output, overwrite)
+    if crf:
+        require_crf()
     trained = load_model(checkpoint)
     model = trained.model.to(choose_device(device))
     for kind in _KINDS:
         (output / kind).mkdir(parents=True, exist_ok=True)
     failures, pictures = [], []
-    for path in track(photos, "Predicting", console=Console(stderr=True), disable=quiet):
+    console = Console(stderr=True, quiet=quiet)
+    for path in track(photos, "Predicting", console=console):
         try:
             photo = np.array(read_photo(path))
-            found = predict_image(
-                model, torch.from_numpy(photo).permute(2, 0, 1), scales=scales, flip=flip
-            )
+            found = predict_image(model, torch.from_numpy(photo).permute(2, 0, 1), views, crf=crf)
             shown = _write(output, path.stem, photo, found)
-        except UserError as error:
-            failures.append(Failure(path, str(error)))
-        except (OSError, RuntimeError) as error:
-            failures.append(Failure(path, f"{path}: {error}"))
+        except (UserError, OSError, RuntimeError) as error:
+            reason = str(error) if isinstance(error, UserError) else f"{path}: {error}"
+            failures.append(Failure(path, reason))
+            console.print(Text(reason, style="red"))
         else:
+            console.print(Text(f"{path}: {_summary(found.labels, trained.classes)}"))
             if len(pictures) < _SHEET_ROWS:
-                pictures.append(shown)
+                pictures.append([thumbnail(picture) for picture in shown])
     if pictures:
         columns = zip(_SHEET_TITLES, zip(*pictures, strict=True), strict=True)
         save_picture(output / _SHEET, contact_sheet(dict(columns), classes=trained.classes))
@@ -188,19 +143,6 @@ def choose_device(device: str) -> torch.device:
         raise UserError(f"device: cannot use {device!r} ({reason})") from error
 
 
-def _scaled(photo: tv_tensors.Image, scale: float) -> tv_tensors.Image:
-    if scale == 1:
-        return photo
-    size = [max(1, round(side * scale)) for side in photo.shape[-2:]]
-    return resize(photo, size, InterpolationMode.BICUBIC, antialias=True)
-
-
-def _resize(logits: Tensor, size: tuple[int, ...]) -> Tensor:
-    if tuple(logits.shape[-2:]) == size:
-        return logits
-    return F.interpolate(logits, size, mode="bilinear", align_corners=True)
-
-
 def _matches(text: str) -> list[Path]:
     path = Path(text)
     if path.is_dir():
@@ -231,6 +173,15 @@ def _check_results(photos: Sequence[Path], output: Path, overwrite: bool) -> Non
         f"{output}; --overwrite true replaces the files",
         [f"{path.relative_to(output)}: exists already" for path in results if path.exists()],
     )
+
+
+def _summary(labels: Tensor, classes: Sequence[str]) -> str:
+    """Size and the largest classes, in words."""
+    height, width = labels.shape
+    shares = labels.flatten().bincount(minlength=len(classes)).double() / labels.numel()
+    largest = [label for label in shares.argsort(descending=True).tolist() if shares[label] > 0]
+    parts = [f"{classes[label]} {100 * shares[label]:.1f} %" for label in largest[:_NAMED]]
+    return f"{width} x {height}, {', '.join(parts)}{', ...' if len(largest) > _NAMED else ''}"
 
 
 def _write(output: Path, name: str, photo: np.ndarray, found: Prediction) -> list[np.ndarray]:

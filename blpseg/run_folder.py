@@ -76,7 +76,7 @@ class RunFolder:
         if not self.config.is_file():
             self.check_new(overwrite=False)
             return None
-        _check_same(self.config, yaml.safe_load(self.config.read_text()), config.as_plain_data())
+        check_same(self.config, yaml.safe_load(self.config.read_text()), config.as_plain_data())
         if not self.last.is_file():
             return None
         content = load_checkpoint(self.last)
@@ -115,7 +115,17 @@ def fingerprint(images: Sequence[str]) -> dict[str, int]:
     return {"count": len(images), "names": zlib.crc32("\n".join(images).encode())}
 
 
-def _check_same(where: Path, began: dict[str, Any], asked: dict[str, Any]) -> None:
+def check_same(where: Path, began: dict[str, Any], asked: dict[str, Any]) -> None:
+    """See that what goes on is what began.
+
+    Args:
+        where: File that says what began.
+        began: Its content: a configuration as plain data, or a part of one.
+        asked: The same of what is asked for.
+
+    Raises:
+        UserError: If settings that the result depends on differ; it names them.
+    """
     before, now = dict(_settings(began)), dict(_settings(asked))
     raise_problems(
         f"{where}, which the run began with; it cannot go on with another",

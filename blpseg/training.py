@@ -30,12 +30,12 @@ from blpseg.display import Display, Step
 from blpseg.distributed import ShareOfBatches, synchronise, weigh_share
 from blpseg.errors import UserError
 from blpseg.evaluation import score_model
+from blpseg.inference import predict_image
 from blpseg.interruption import StopRequest, TrainingStopped, outlive_sigterm
 from blpseg.memory import peak_memory
 from blpseg.metrics import Scores
 from blpseg.model import BLPSeg
 from blpseg.pictures import comparison_sheet
-from blpseg.prediction import predict_image
 from blpseg.run_folder import RunFolder, fingerprint
 
 _PREVIEW_IMAGES = 3
@@ -168,7 +168,7 @@ class _Run:
         if not config.resume:
             self.folder.check_new(config.overwrite)
         _check_shares(config.optim.batch_size, accelerator.num_processes)
-        self.samples, self.validation = _open_data(config.data, quiet)
+        self.samples, self.validation = open_data(config.data, quiet)
         saved = self.folder.check_unfinished(config, self.samples.names) if config.resume else None
         self.classes = self.samples.classes
         self.iterations = config.optim.total_iterations(len(self.samples))
@@ -371,7 +371,7 @@ class _Run:
         return TrainResult(self.folder.path, self.folder.last, best, self.scores, seconds)
 
 
-def _open_data(config: DataConfig, quiet: bool) -> tuple[ScribbleFolder, ScribbleFolder | None]:
+def open_data(config: DataConfig, quiet: bool) -> tuple[ScribbleFolder, ScribbleFolder | None]:
     """Open the training images and, where a list of them is found, the validation images."""
     train_split, val_split = choose_splits(config)
     samples = open_folder(config, train_split, quiet=quiet)

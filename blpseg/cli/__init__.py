@@ -9,17 +9,31 @@ import sys
 from argparse import ArgumentError
 from collections.abc import Sequence
 
-from blpseg.cli import demo, evaluate, import_checkpoint, predict, scenes, scribbles, train
+from blpseg.cli import (
+    ablate,
+    demo,
+    evaluate,
+    export,
+    import_checkpoint,
+    predict,
+    scenes,
+    scribbles,
+    train,
+)
 from blpseg.cli.dispatch import dispatch
 from blpseg.errors import UserError
+from blpseg.interruption import TrainingStopped
 
 OK, USER_ERROR, INTERRUPTED = 0, 2, 130
+STOPPED = 128 + 15  # as shells report SIGTERM
 
 COMMANDS = {
     "demo": demo,
     "train": train,
     "evaluate": evaluate,
     "predict": predict,
+    "export": export,
+    "ablate": ablate,
     "import-checkpoint": import_checkpoint,
     "scenes": scenes,
     "scribbles": scribbles,
@@ -46,6 +60,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (UserError, ArgumentError, OSError) as error:
         print(f"blpseg: error: {error}", file=sys.stderr)
         return USER_ERROR
+    except TrainingStopped as stopped:
+        print(f"blpseg: {stopped}", file=sys.stderr)
+        return STOPPED
     except KeyboardInterrupt:
         print("blpseg: interrupted", file=sys.stderr)
         return INTERRUPTED

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+from importlib.resources import files
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
+
+from blpseg.errors import UserError
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
+
+    from blpseg.views import Views
 
 _EVALUATION_DATA = (
     "root",
@@ -34,14 +41,20 @@ def make_parser(command: str, usage: str, summary: str | None) -> ArgumentParser
 
 def add_model_use_arguments(parser: ArgumentParser) -> None:
     """Add the options of whoever runs a trained model."""
+    from blpseg.views import Views
+
+    parser.add_class_arguments(Views)
     parser.add_argument(
-        "--scales",
-        type=list[float],
-        default=[1.0],
-        help="Factors of the image's size to average over, e.g. [0.5,0.75,1,1.25].",
+        "--crf", type=bool, default=False, help="Refine labels by a dense CRF (extra: crf)."
     )
-    parser.add_argument("--flip", type=bool, default=False, help="Average over mirrored images.")
     parser.add_argument("--device", default="auto", help="A torch device; auto: a GPU, if any.")
+
+
+def views_of(options: Namespace) -> Views:
+    """The views that those options describe."""
+    from blpseg.views import Views
+
+    return Views(**{field.name: options[field.name] for field in fields(Views)})
 
 
 def add_data_arguments(parser: ArgumentParser) -> None:
@@ -65,3 +78,20 @@ def print_table(table: Any) -> None:
     from rich.console import Console
 
     Console().print(table)
+
+
+def config_file(name: str) -> Path:
+    """Find a configuration: a path, or the name of one that comes with the package."""
+    path = Path(name)
+    if path.is_file():
+        return path
+    shipped = {
+        file.name.removesuffix(".yaml"): file
+        for file in files("blpseg").joinpath("configs").iterdir()
+    }
+    if name in shipped:
+        return Path(str(shipped[name]))
+    raise UserError(
+        f"{name}: expected a YAML file or the name of a configuration that comes with blpseg "
+        f"({', '.join(shipped)})"
+    )

@@ -11,6 +11,7 @@ from blpseg.cli.arguments import (
     data_changes,
     make_parser,
     print_table,
+    views_of,
 )
 
 
@@ -28,23 +29,33 @@ def run(argv: Sequence[str]) -> int:
     )
     add_model_use_arguments(parser)
     parser.add_argument(
-        "--output", type=Path | None, help="JSON file; default: beside the checkpoint."
+        "--boundary_ratio",
+        type=float,
+        default=0.02,
+        help="Width of boundary IoU's band, as a share of the diagonal.",
     )
-    parser.add_argument("--overwrite", type=bool, default=False, help="Replace the JSON file.")
+    parser.add_argument(
+        "--output",
+        type=Path | None,
+        help="JSON file, with a page of the same name beside it; default: beside the checkpoint.",
+    )
+    parser.add_argument("--overwrite", type=bool, default=False, help="Replace the two files.")
     options = parser.parse_args(argv)
 
-    from blpseg.evaluation import default_output, evaluate, scores_table
+    from blpseg.evaluation import default_output, evaluate, page_of, scores_table
 
     evaluation = evaluate(
         options.checkpoint,
         options.split,
         data=data_changes(options),
-        scales=options.scales,
-        flip=options.flip,
+        views=views_of(options),
+        crf=options.crf,
+        boundary_ratio=options.boundary_ratio,
         output=options.output,
         overwrite=options.overwrite,
         device=options.device,
     )
     print_table(scores_table(evaluation.scores))
-    print(f"Scores written to {options.output or default_output(options.checkpoint)}.")
+    output = options.output or default_output(options.checkpoint)
+    print(f"Scores written to {output}, and to look at: {page_of(output)}")
     return 0

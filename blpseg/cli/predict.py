@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from blpseg.cli.arguments import add_model_use_arguments, make_parser
+from blpseg.cli.arguments import add_model_use_arguments, make_parser, views_of
 
 
 def run(argv: Sequence[str]) -> int:
@@ -27,8 +27,8 @@ def run(argv: Sequence[str]) -> int:
         options.checkpoint,
         options.inputs,
         options.output,
-        scales=options.scales,
-        flip=options.flip,
+        views=views_of(options),
+        crf=options.crf,
         overwrite=options.overwrite,
         device=options.device,
     )

@@ -68,7 +68,10 @@ def test_train_evaluate_and_predict(
     shown = capsys.readouterr().out
     assert "over 5 images" in shown and "Accuracy by distance to the nearest scribble" in shown
     written = json.loads((tmp_path / "run/last.evaluation.json").read_text())
-    assert written["iteration"] == 5 and written["scales"] == [0.5, 1] and written["flip"]
+    assert written["iteration"] == 5 and written["views"]["scales"] == [0.5, 1]
+    assert written["views"]["flip"] and written["views"]["window"] == 1024
+    page = tmp_path / "run/last.evaluation.html"
+    assert page.read_text().startswith("<!doctype html>") and str(page) in shown
 
     output = tmp_path / "out"
     assert main(["predict", checkpoint, str(shapes / "images"), "--output", str(output)]) == 0
@@ -169,7 +172,7 @@ def test_failed_photos_are_listed_at_the_end(
     argv = ["predict", str(checkpoint), str(broken), photo, "--output", str(tmp_path / "out")]
     assert main(argv) == 1
     shown = capsys.readouterr().err
-    assert shown.index("1 of the images failed:") < shown.index(f"  {broken}: cannot be read")
+    assert shown.index("1 of the images failed:") < shown.rindex(f"  {broken}: cannot be read")
     assert (tmp_path / "out/masks/shape0.png").exists()
     assert "exists already" in error_of(capsys, *argv)
 
@@ -228,8 +231,7 @@ def test_help_lists_commands_and_options(capsys: pytest.CaptureFixture[str]) -> 
 
 def test_unknown_commands_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert error_of(capsys, "paint") == (
-        "unknown command 'paint'; expected one of demo, train, evaluate, predict, "
-        "import-checkpoint, scenes, scribbles"
+        f"unknown command 'paint'; expected one of {', '.join(cli.COMMANDS)}"
     )
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from blpseg import ablation
 from blpseg import demo as demo_module
 from blpseg.cli import main
 from blpseg.demo import BASELINE, METHOD, PHOTO, Effort
@@ -48,7 +49,7 @@ def test_demo(
 def test_only_the_method_differs(tmp_path: Path) -> None:
     """Both networks see the same data, crops, schedule and seed."""
     method = demo_module._config(tmp_path, "run", "scenes", 10)
-    baseline = demo_module._without_the_method(method)
+    baseline = ablation.BASELINE.of(method)
     changed = {}
     for part in ("data", "model", "augment", "optim", "log"):
         theirs, ours = vars(getattr(baseline, part)), vars(getattr(method, part))

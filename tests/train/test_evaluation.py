@@ -1,4 +1,4 @@
-"""Evaluation: averaging over scales and flips, what is written, and what is refused."""
+"""Evaluation: what is measured and written, and what is refused."""
 
 from __future__ import annotations
 
@@ -8,63 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from PIL import Image
-from torch import Tensor, nn
 
 from blpseg.checkpoints import load_model
 from blpseg.data.folder import ScribbleFolder
 from blpseg.errors import UserError
 from blpseg.evaluation import evaluate, score_model
-from blpseg.prediction import predict_image
-
-
-class Recorder(nn.Module):
-    """Stands in for a model: keeps what it sees, and answers with logits of its columns."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.zeros(1))
-        self.seen: list[Tensor] = []
-
-    def predict(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        self.seen.append(images)
-        gray = images.mean(1, keepdim=True)
-        return torch.cat([gray, -gray], 1), torch.cat([gray, -gray, 0 * gray], 1)
-
-
-@pytest.fixture
-def ramp() -> Tensor:
-    """Return an image [3, 30, 50] that brightens from left to right."""
-    return torch.linspace(0, 255, 50).round().to(torch.uint8).expand(3, 30, 50)
-
-
-def test_scales_and_flips_are_what_the_model_sees(ramp: Tensor) -> None:
-    model = Recorder()
-    predict_image(model, ramp, scales=[0.5, 1, 1.25], flip=True)
-    assert [tuple(view.shape) for view in model.seen] == [
-        (1, 3, height, width) for height, width in [(15, 25), (30, 50), (38, 62)] for _ in range(2)
-    ]
-    for plain, mirrored in zip(model.seen[::2], model.seen[1::2], strict=True):
-        assert torch.equal(plain.flip(-1), mirrored)
-        assert (plain[..., 1:] >= plain[..., :-1]).all()
-
-
-def test_logits_are_resized_with_corners_aligned_and_averaged(ramp: Tensor) -> None:
-    model = Recorder()
-    found = predict_image(model, ramp, scales=[0.5, 1], flip=True)
-    views = [model.seen[0], model.seen[1].flip(-1), model.seen[2], model.seen[3].flip(-1)]
-    gray = torch.stack(
-        [
-            F.interpolate(view.mean(1, keepdim=True), (30, 50), mode="bilinear", align_corners=True)
-            for view in views
-        ]
-    ).mean(0)[0, 0]
-    q = torch.stack([gray, -gray, 0 * gray]).softmax(0)
-    assert found.labels.dtype == torch.uint8
-    assert torch.equal(found.labels, (gray < 0).to(torch.uint8))
-    assert 0 < found.labels.sum() < found.labels.numel()
-    torch.testing.assert_close(found.annotation_probability, 1 - q[2])
+from blpseg.inference import predict_image
+from blpseg.views import Views
 
 
 def test_scores_are_those_of_the_predictions(checkpoint: Path, shapes: Path) -> None:
@@ -98,11 +49,13 @@ def test_evaluation_is_written_once(checkpoint: Path, shapes: Path) -> None:
     with pytest.raises(UserError, match="exists already; --overwrite true replaces it"):
         evaluate(checkpoint, quiet=True)
     folder = ScribbleFolder(shapes, "train", labels="masks")
-    expected = score_model(load_model(checkpoint).model, folder, scales=[0.5, 1.5], flip=True)
-    again = evaluate(checkpoint, "train", scales=[0.5, 1.5], flip=True, overwrite=True, quiet=True)
+    expected = score_model(load_model(checkpoint).model, folder, views=Views([0.5, 1.5], flip=True))
+    again = evaluate(
+        checkpoint, "train", views=Views([0.5, 1.5], flip=True), overwrite=True, quiet=True
+    )
     assert json.loads(path.read_text()) == again.as_plain_data()
     assert again.scores == expected and again.scores.images == 5
-    assert again.scales == [0.5, 1.5] and again.flip
+    assert again.views.scales == [0.5, 1.5] and again.views.flip
 
 
 def test_evaluation_goes_elsewhere_when_told(
@@ -122,7 +75,7 @@ def test_images_may_differ_in_size(checkpoint: Path, own_shapes: Path) -> None:
             Image.fromarray(np.zeros(size[::-1], np.uint8)).save(
                 own_shapes / f"{folder}/{name}.png"
             )
-    found = evaluate(checkpoint, data={"root": own_shapes}, scales=[0.75, 1], quiet=True)
+    found = evaluate(checkpoint, data={"root": own_shapes}, views=Views([0.75, 1]), quiet=True)
     pixels = sum(part.pixels for part in found.scores.by_border_distance)
     assert pixels == 31 * 47 + 90 * 33 + 48 * 64
 

@@ -7,11 +7,18 @@ import json
 import numpy as np
 import pytest
 import torch
+from scipy.ndimage import binary_erosion
 
 from blpseg.metrics import (
     AccuracyByDistance,
+    BoundaryIoU,
+    DistanceBin,
+    Scores,
     SegmentationScores,
+    band_width,
+    border_band,
     border_distance,
+    image_miou,
     scribble_distance,
 )
 
@@ -83,6 +90,74 @@ def test_accuracy_by_distance_bins_are_half_open() -> None:
     assert bins == [(0, 2, 0.5, 2), (2, 5, 1.0, 2), (5, None, 0.0, 2)]
 
 
+def eroded_band(region: np.ndarray, width: int) -> np.ndarray:
+    """A region less its erosion, 3 x 3 `width` times, as Boundary IoU's authors have it."""
+    inside = binary_erosion(np.pad(region, 1), np.ones((3, 3)), iterations=width)[1:-1, 1:-1]
+    return region & ~inside
+
+
+@pytest.mark.parametrize("width", [1, 2, 5])
+def test_border_band_is_what_erosion_takes_from_each_region(width: int) -> None:
+    mask = np.random.default_rng(width).integers(0, 3, (5, 6)).repeat(7, 0).repeat(7, 1)
+    mask[3:9, 2:4] = 255
+    expected = np.zeros(mask.shape, bool)
+    for label in np.unique(mask):
+        expected |= eroded_band(mask == label, width)
+    found = border_band(mask, width)
+    assert np.array_equal(found, expected) and 0 < found.mean() < 1
+
+
+def test_boundary_iou_is_that_of_erosion_class_by_class_over_the_set() -> None:
+    rng, ratio, num_classes = np.random.default_rng(0), 0.03, 4
+    metric = BoundaryIoU(num_classes, ratio)
+    both, either = np.zeros(num_classes), np.zeros(num_classes)
+    for height, width in ((41, 60), (63, 35), (20, 20)):
+        mask = rng.integers(0, 3, (8, 8)).repeat(9, 0).repeat(9, 1)[:height, :width]
+        prediction = np.roll(mask, 2, 1)
+        mask[rng.random(mask.shape) < 0.02] = 255
+        metric.update(prediction, mask)
+        side = max(1, round(ratio * (height**2 + width**2) ** 0.5))
+        for label in range(num_classes):
+            ours = eroded_band((prediction == label) & (mask != 255), side)
+            theirs = eroded_band(mask == label, side)
+            both[label] += (ours & theirs).sum()
+            either[label] += (ours | theirs).sum()
+    found = metric.compute().numpy()
+    assert np.allclose(found[:3], both[:3] / either[:3]) and np.isnan(found[3])
+    assert 0.1 < found[0] < 0.9
+
+
+def test_boundary_iou_is_lower_than_iou_where_only_borders_are_wrong() -> None:
+    mask = torch.zeros(100, 100, dtype=torch.uint8)
+    mask[20:80, 20:80] = 1
+    prediction = mask.roll(3, 1)
+    scores = SegmentationScores(["a", "b"])
+    scores.update(prediction, mask, torch.full_like(mask, 2))
+    found = scores.compute()
+    assert found.iou["b"] == pytest.approx(57 / 63)
+    assert found.boundary_iou["b"] < 0.5 and found.boundary_miou < found.miou
+    scores = SegmentationScores(["a", "b"], boundary_ratio=0.5)  # all of the square is border
+    scores.update(prediction, mask, torch.full_like(mask, 2))
+    assert scores.compute().boundary_iou["b"] == pytest.approx(57 / 63)
+
+
+def test_band_is_a_share_of_the_diagonal() -> None:
+    assert band_width((300, 400), 0.02) == 10 and band_width((3, 4), 0.02) == 1
+
+
+def test_an_image_s_miou_is_over_its_own_classes() -> None:
+    mask, prediction = labels([0, 0, 3, 255]), labels([0, 3, 3, 7])
+    assert image_miou(prediction, mask) == pytest.approx((1 / 2 + 1 / 2) / 2)
+    assert image_miou(labels([0, 1, 3, 7]), mask) == pytest.approx((1 / 2 + 0 + 1) / 3)
+    assert image_miou(prediction, labels([255] * 4)) is None
+
+
+def test_bins_in_words() -> None:
+    assert (
+        DistanceBin(3, 6, 0.5, 9).span == "3 to 6" and DistanceBin(48, None, None, 0).span == "48+"
+    )
+
+
 def test_distances_are_collected_over_images_with_scribbles() -> None:
     mask = labels([0] * 8 + [1] * 8)
     target = torch.full((1, 16), 2, dtype=torch.uint8)
@@ -104,4 +179,5 @@ def test_scores_are_fit_for_json() -> None:
     scores.update(labels([0, 0, 1, 1]), labels([0, 0, 0, 1]), labels([2, 2, 2, 1]))
     found = json.loads(json.dumps(scores.compute().as_plain_data(), allow_nan=False))
     assert found["iou"]["a"] == pytest.approx(2 / 3)
+    assert Scores.from_plain_data(found) == scores.compute()
     assert found["by_scribble_distance"][0] == {"start": 0, "end": 5, "accuracy": 0.75, "pixels": 4}

@@ -10,10 +10,11 @@ import torch
 from PIL import Image
 
 from blpseg.checkpoints import load_model
-from blpseg.data.folder import read_photo
+from blpseg.data.photos import read_photo
 from blpseg.errors import UserError
+from blpseg.inference import predict_image
 from blpseg.pictures import heat_map, overlay
-from blpseg.prediction import choose_device, find_photos, predict, predict_image
+from blpseg.prediction import choose_device, find_photos, predict
 
 KINDS = ("masks", "overlays", "annotation")
 

@@ -157,7 +157,7 @@ def test_best_checkpoint_is_the_one_with_the_best_miou(
 ) -> None:
     mious = iter([0.2, 0.5, 0.4, 0.5])
     monkeypatch.setattr(
-        training, "score_model", lambda *_, **__: Scores(next(mious), {}, [], [], 2)
+        training, "score_model", lambda *_, **__: Scores(next(mious), {}, None, {}, [], [], 2)
     )
     result = train(make_config(log=LogConfig(validate_every=1)), on_step=lambda step: None)
     assert load_model(result.best).iteration == 2

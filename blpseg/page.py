@@ -1,0 +1,142 @@
+"""An evaluation as one HTML page that needs nothing beside it: no script, no file, no network."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import matplotlib
+import numpy as np
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+from PIL import Image
+
+from blpseg import __version__
+from blpseg.curves import DISTANCES, distance_chart
+from blpseg.data.folder import Sample
+from blpseg.data.labels import IGNORE
+from blpseg.inference import Prediction
+from blpseg.metrics import DistanceBin, Scores
+from blpseg.pictures import COLORS, color_labels, draw_scribbles, thumbnail
+from blpseg.views import Views
+
+if TYPE_CHECKING:
+    from blpseg.evaluation import Evaluation, ImageScore
+
+_SIDE = 320  # pixels, of a picture's longer side
+_RIGHT, _WRONG, _VOID = (228, 232, 236), (196, 46, 46), (255, 255, 255)
+
+
+class Pictured(NamedTuple):
+    """An image to be shown on the page."""
+
+    score: ImageScore
+    sample: Sample
+    prediction: Prediction
+
+
+def evaluation_page(
+    evaluation: Evaluation,
+    pictured: Mapping[str, Sequence[Pictured]],
+) -> str:
+    """Write the page.
+
+    Args:
+        evaluation: What to show.
+        pictured: Title to the images to show under it.
+
+    Returns:
+        HTML.
+    """
+    environment = Environment(autoescape=True, undefined=StrictUndefined)
+    template = files("blpseg").joinpath("templates", "evaluation.html").read_text(encoding="utf-8")
+    num_classes = len(evaluation.scores.iou)
+    return environment.from_string(template).render(
+        evaluation=evaluation,
+        scores=evaluation.scores,
+        views=_views_in_words(evaluation.views, evaluation.crf),
+        charts=_charts(evaluation.scores),
+        pictured={
+            title: [
+                {
+                    "name": image.score.name,
+                    "miou": image.score.miou,
+                    "pictures": _pictures(image, num_classes),
+                }
+                for image in images
+            ]
+            for title, images in pictured.items()
+        },
+        percent=_percent,
+        bar=_bar,
+        swatch=_swatch,
+        version=__version__,
+    )
+
+
+def _views_in_words(views: Views, crf: bool) -> str:
+    parts = ["scales " + ", ".join(f"{scale:g}" for scale in views.scales)]
+    parts += ["mirrored too"] if views.flip else []
+    parts += [f"windows of {views.window} px where larger"] if views.window else []
+    parts += ["dense CRF"] if crf else []
+    return "; ".join(parts)
+
+
+def _charts(scores: Scores) -> list[dict[str, Any]]:
+    charts = []
+    for field, thing in DISTANCES.items():
+        bins: list[DistanceBin] = getattr(scores, field)
+        if any(part.pixels for part in bins):
+            charts.append({"thing": thing, "bins": bins, "svg": _svg(scores, field)})
+    return charts
+
+
+def _svg(scores: Scores, field: str) -> Markup:
+    # Text stays text, which is small and can be searched; a fixed salt gives the same file again.
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "blpseg"}):
+        file = io.StringIO()
+        figure = distance_chart({"": [scores]}, field)
+        figure.savefig(file, format="svg", metadata={"Date": None}, transparent=True)
+    text = file.getvalue()
+    return Markup(text[text.index("<svg") :])
+
+
+def _pictures(image: Pictured, num_classes: int) -> dict[str, str]:
+    """Caption to picture, as data URIs."""
+    sample, labels = image.sample, image.prediction.labels.numpy()
+    photo = np.ascontiguousarray(sample.image.permute(1, 2, 0).numpy())
+    target, mask = sample.target.numpy(), sample.mask.numpy()
+    pictures = {"image": _uri(photo, "JPEG", quality=80)}
+    if (target < num_classes).any():
+        scribbles = draw_scribbles(photo, target, num_classes)
+        pictures["scribbles"] = _uri(scribbles, "JPEG", quality=80)
+    pictures["prediction"] = _uri(color_labels(labels), "PNG")
+    pictures["truth"] = _uri(color_labels(mask), "PNG")
+    errors = np.where((labels == mask)[..., None], np.uint8(_RIGHT), np.uint8(_WRONG))
+    errors[mask == IGNORE] = _VOID
+    pictures["errors"] = _uri(errors, "PNG")
+    return pictures
+
+
+def _uri(picture: np.ndarray, kind: str, **options: int) -> str:
+    file = io.BytesIO()
+    Image.fromarray(thumbnail(picture, _SIDE)).save(file, kind, optimize=True, **options)
+    content = base64.b64encode(file.getvalue()).decode()
+    return f"data:image/{kind.lower()};base64,{content}"
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{100 * share:.2f}"
+
+
+def _bar(share: float | None, kind: str = "") -> Markup:
+    width = 0 if share is None else 100 * share
+    return Markup('<div class="bar {}" style="width: {:.1f}%"></div>').format(kind, width)
+
+
+def _swatch(label: int) -> Markup:
+    color = "#{:02x}{:02x}{:02x}".format(*COLORS[label].tolist())
+    return Markup('<span class="swatch" style="background: {}"></span>').format(color)
