@@ -35,6 +35,13 @@ CASES: list[tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any], type[Exce
     (lam, ([1.0], V), {}, TypeError, "lam: features must be a torch.Tensor, got list"),
     (
         lam,
+        (F.to_sparse(), V),
+        {},
+        TypeError,
+        "lam: features must be a dense tensor, got one of torch.sparse_coo",
+    ),
+    (
+        lam,
         (F[0], V),
         {},
         ValueError,
@@ -132,6 +139,13 @@ CASES: list[tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any], type[Exce
         ValueError,
         "blp_loss: annotation_logits must have the batch, height and width of seg_logits, "
         "[2, 3, 3, 5], got [1, 4, 3, 5]",
+    ),
+    (
+        blp,
+        (V, A, T),
+        {"ignore_index": 2.5},
+        TypeError,
+        "blp_loss: ignore_index must be an int, got 2.5",
     ),
     (
         blp,
