@@ -34,9 +34,10 @@ from .test_properties import check_lam, check_losses, check_upsample_argmax
 HANGS = 600  # seconds that 100 calls never take
 CHECKS = (check_lam, *3 * (check_losses,), *2 * (check_upsample_argmax,))
 
-# What may be thrown at users, who can act on it, and by operators called past the checks.
+# What may be thrown at users, who can act on it, and by operators called past the checks. These
+# are Python's where an operator gets no tensor at all, and so goes to the reference.
 PUBLIC = (TypeError, ValueError)
-RAW = (*PUBLIC, RuntimeError, IndexError, OverflowError)
+RAW = (*PUBLIC, RuntimeError, IndexError, OverflowError, AttributeError)
 
 
 @dataclass(frozen=True)
