@@ -42,6 +42,14 @@ class LocalAggregation(nn.Module):
     Raises:
         ValueError: sigma, radius, eps or scale does not fit.
 
+    Example:
+        Around logits at a quarter of the image's size, rounded up:
+
+        >>> aggregate = blpseg_ops.LocalAggregation(dim=16, patch=4)
+        >>> images, logits = torch.randn(2, 3, 30, 41), torch.randn(2, 21, 8, 11)
+        >>> aggregate(images, logits).shape
+        torch.Size([2, 21, 8, 11])
+
     Source: Wang et al. 2023 (IEEE TIP 32), local aggregation module.
     """
 
@@ -192,6 +200,16 @@ class BLPLoss(nn.Module):
 
     Raises:
         ValueError: gamma does not fit.
+
+    Example:
+        >>> loss = blpseg_ops.BLPLoss(gamma=2.0)
+        >>> loss
+        BLPLoss(gamma=2.0, ignore_index=255)
+        >>> target = torch.tensor([[[0, 2], [2, 2]]])
+        >>> round(loss(torch.zeros(1, 2, 1, 1), torch.zeros(1, 3, 1, 1), target).item(), 3)
+        0.693
+
+    Source: Wang et al. 2023 (IEEE TIP 32), BLP loss.
     """
 
     def __init__(
