@@ -6,6 +6,7 @@ not be built, and why, is written to blpseg_ops/_native_build.json, from where b
 Environment:
     BLPSEG_NATIVE         0: build no native code; 1: a failed native build fails the install
     BLPSEG_CUDA           0: leave the CUDA library out even where nvcc is found
+    BLPSEG_SANITIZE       1: CPU kernels with sanitizers, for the fuzzer (see CONTRIBUTING.md)
     TORCH_CUDA_ARCH_LIST  as for PyTorch's own extensions, e.g. "8.0;9.0+PTX"
     MAX_JOBS              compilers to run side by side
 """
@@ -98,6 +99,7 @@ class NativeBuild(build_ext):
             "CMAKE_MAKE_PROGRAM": _tool("ninja"),
             "Python_EXECUTABLE": sys.executable,
             "pybind11_DIR": pybind11.get_cmake_dir(),
+            "BLPSEG_SANITIZE": "ON" if os.environ.get("BLPSEG_SANITIZE") == "1" else "OFF",
             "BLPSEG_VERSION": self.distribution.get_version(),
             "BLPSEG_TORCH_DIR": torch_dir,
             # Not torch itself: importing it takes seconds, and its metadata leaves "+cu132" out.

@@ -14,10 +14,11 @@ from blpseg_ops.modules import BLPLoss, LocalAggregation
 from blpseg_ops.ops._register import decompositions
 from blpseg_ops.ops.annotation_loss import annotation_loss
 from blpseg_ops.ops.blp_loss import blp_loss
-from blpseg_ops.ops.blp_objective import BLPObjective, blp_objective
+from blpseg_ops.ops.blp_objective import blp_objective
 from blpseg_ops.ops.lam import lam
 from blpseg_ops.ops.pseudo_labels import pseudo_labels
 from blpseg_ops.ops.upsample_argmax import upsample_argmax
+from blpseg_ops.reference.blp_objective import BLPObjective
 
 __all__ = [
     "BLPLoss",

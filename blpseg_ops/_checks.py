@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -23,9 +24,11 @@ _TARGET_DTYPES = (torch.uint8, torch.int16, torch.int32, torch.int64)
 
 
 def tensor(op: str, name: str, value: object) -> None:
-    """Refuse what is not a tensor."""
+    """Refuse what is not a tensor, or one without strides: sparse ones, say."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{op}: {name} must be a torch.Tensor, got {type(value).__name__}")
+    if value.layout != torch.strided:
+        raise TypeError(f"{op}: {name} must be a dense tensor, got one of {value.layout}")
 
 
 def maps(op: str, name: str, value: Tensor, dims: str) -> None:
@@ -105,6 +108,8 @@ def target(
             f"{op}: target must have the batch size of {logits_name}, {logits.shape[0]}, "
             f"got {value.shape[0]}"
         )
+    if not isinstance(ignore, Integral):
+        raise TypeError(f"{op}: ignore_index must be an int, got {ignore!r}")
     if 0 <= ignore <= classes:
         raise ValueError(
             f"{op}: ignore_index must lie outside 0..{classes} (the classes and {classes}, "
@@ -161,6 +166,12 @@ def checked_targets() -> Iterator[None]:
 
     Serves as a decorator, ``@blpseg_ops.checked_targets()``, as well. Holds for the thread (or
     asyncio task) that enters it; compiled graphs and CUDA graphs take no notice of it.
+
+    Example:
+        >>> with blpseg_ops.checked_targets():  # doctest: +ELLIPSIS
+        ...     blpseg_ops.annotation_loss(torch.zeros(1, 3, 1, 1), torch.full((1, 2, 2), 7))
+        Traceback (most recent call last):
+        ValueError: annotation_loss: target must hold 0..1 (a class), 2 (unlabelled) or ..., got 7
     """
     before = _checked.set(True)
     try:

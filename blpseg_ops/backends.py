@@ -41,7 +41,12 @@ if _native.TRITON_PROBLEM is None:
 
 
 def available(op: str, device_type: str) -> tuple[str, ...]:
-    """The backends of an op on a device, best first: what ``"auto"`` takes is ``[0]``."""
+    """The backends of an op on a device, best first: what ``"auto"`` takes is ``[0]``.
+
+    Example:
+        >>> blpseg_ops.backends.available("lam", "meta")
+        ('reference',)
+    """
     kernel = _kernels.get((op, device_type))
     return (REFERENCE,) if kernel is None else (kernel, REFERENCE)
 

@@ -42,6 +42,14 @@ class LocalAggregation(nn.Module):
     Raises:
         ValueError: sigma, radius, eps or scale does not fit.
 
+    Example:
+        Around logits at a quarter of the image's size, rounded up:
+
+        >>> aggregate = blpseg_ops.LocalAggregation(dim=16, patch=4)
+        >>> images, logits = torch.randn(2, 3, 30, 41), torch.randn(2, 21, 8, 11)
+        >>> aggregate(images, logits).shape
+        torch.Size([2, 21, 8, 11])
+
     Source: Wang et al. 2023 (IEEE TIP 32), local aggregation module.
     """
 
@@ -89,13 +97,14 @@ class LocalAggregation(nn.Module):
         """
         basis = self._basis()
         weight = torch.einsum("dr,dkyx->rkyx", basis, self.conv.weight)
-        return F.conv2d(self._normed(images), weight, self.conv.bias @ basis)
+        return F.conv2d(self._normed(images), weight, _bias(self.conv) @ basis)
 
     def _normed(self, images: Tensor) -> Tensor:  # [N, 3, H, W] -> [N, D, h, w]
         height, width = images.shape[2:]
         padded = F.pad(images, (0, -width % self.patch, 0, -height % self.patch))
         patches = self.proj(padded)
-        return self.norm(patches.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        normed: Tensor = self.norm(patches.permute(0, 2, 3, 1))
+        return normed.permute(0, 3, 1, 2)
 
     @torch.no_grad()
     def _basis(self) -> Tensor:  # [D, in_channels * patch^2 + 2]
@@ -111,11 +120,12 @@ class LocalAggregation(nn.Module):
         waves = torch.cos(math.pi / self.patch * (place + 0.5) * place[:, None])  # [k, place]
         columns = torch.einsum("dcyx,ky,lx->dklc", self.proj.weight, waves, waves).flatten(1, 2)
         columns = columns[:, (place[:, None] + place).flatten().argsort(stable=True)].flatten(1)
-        constant = self.conv.weight[:, :, 0, 0] @ self.norm.bias + self.conv.bias
+        constant = self.conv.weight[:, :, 0, 0] @ self.norm.bias + _bias(self.conv)
         average, rest = columns.tensor_split([self.proj.in_channels], 1)
-        span = torch.cat([gain @ average, (gain @ self.proj.bias)[:, None], gain @ rest], 1)
+        span = torch.cat([gain @ average, (gain @ _bias(self.proj))[:, None], gain @ rest], 1)
         span = torch.cat([span, constant[:, None]], 1)
-        return torch.linalg.qr(span.double())[0].to(span.dtype)
+        basis: Tensor = torch.linalg.qr(span.double())[0]
+        return basis.to(span.dtype)
 
     def forward(
         self,
@@ -175,6 +185,11 @@ class LocalAggregation(nn.Module):
         return ", ".join(f"{name}={getattr(self, name)}" for name in names)
 
 
+def _bias(layer: nn.Conv2d) -> Tensor:
+    assert layer.bias is not None
+    return layer.bias
+
+
 class BLPLoss(nn.Module):
     """:func:`blpseg_ops.blp_loss` as a module.
 
@@ -185,6 +200,16 @@ class BLPLoss(nn.Module):
 
     Raises:
         ValueError: gamma does not fit.
+
+    Example:
+        >>> loss = blpseg_ops.BLPLoss(gamma=2.0)
+        >>> loss
+        BLPLoss(gamma=2.0, ignore_index=255)
+        >>> target = torch.tensor([[[0, 2], [2, 2]]])
+        >>> round(loss(torch.zeros(1, 2, 1, 1), torch.zeros(1, 3, 1, 1), target).item(), 3)
+        0.693
+
+    Source: Wang et al. 2023 (IEEE TIP 32), BLP loss.
     """
 
     def __init__(

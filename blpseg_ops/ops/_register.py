@@ -180,6 +180,10 @@ def decompositions() -> dict[torch._ops.OpOverload, Callable[..., Any]]:
 
     Returns:
         From each operator to a function of the same arguments in plain PyTorch.
+
+    Example:
+        >>> torch.ops.blpseg.lam.default in blpseg_ops.decompositions()
+        True
     """
     return {getattr(torch.ops.blpseg, op).default: fallback for op, fallback in _fallbacks.items()}
 

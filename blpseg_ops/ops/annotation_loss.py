@@ -45,6 +45,14 @@ def annotation_loss(
             target is none of those above. On CUDA such a value is a device assertion, as in torch's
             cross_entropy, or this error under :func:`blpseg_ops.checked_targets`.
 
+    Example:
+        2 classes and "nobody", all equally likely: log 3, however few pixels are labelled.
+
+        >>> target = torch.tensor([[[0, 2], [2, 2]]])  # one pixel of class 0; 2 is unlabelled
+        >>> loss = blpseg_ops.annotation_loss(torch.zeros(1, 3, 1, 1), target)
+        >>> round(loss.item(), 3)
+        1.099
+
     Source: Wang et al. 2023 (IEEE TIP 32), annotation branch.
     """
     _checks.maps("annotation_loss", "annotation_logits", annotation_logits, "[N, K + 1, h, w]")

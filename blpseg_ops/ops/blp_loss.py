@@ -53,6 +53,18 @@ def blp_loss(
             target is none of those above. On CUDA such a value is a device assertion, as in torch's
             cross_entropy, or this error under :func:`blpseg_ops.checked_targets`.
 
+    Example:
+        One pixel of 4 is labelled, 2 classes are equally likely: the loss is log 2.
+
+        >>> seg_logits = torch.zeros(1, 2, 1, 1, requires_grad=True)
+        >>> target = torch.tensor([[[0, 2], [2, 2]]])  # class 0; 2 is unlabelled
+        >>> loss = blpseg_ops.blp_loss(seg_logits, torch.zeros(1, 3, 1, 1), target)
+        >>> round(loss.item(), 3)
+        0.693
+        >>> loss.backward()
+        >>> seg_logits.grad.flatten()
+        tensor([-0.5000,  0.5000])
+
     Source: Wang et al. 2023 (IEEE TIP 32), BLP loss.
     """
     _checks.both_logits("blp_loss", seg_logits, annotation_logits)

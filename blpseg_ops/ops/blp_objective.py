@@ -67,6 +67,15 @@ def blp_objective(
             target is none of those above. On CUDA such a value is a device assertion, as in torch's
             cross_entropy, or this error under :func:`blpseg_ops.checked_targets`.
 
+    Example:
+        >>> seg_logits = torch.zeros(1, 2, 1, 1, requires_grad=True)
+        >>> annotation_logits = torch.zeros(1, 3, 1, 1, requires_grad=True)
+        >>> target = torch.tensor([[[0, 2], [2, 2]]])  # one pixel of class 0; 2 is unlabelled
+        >>> losses = blpseg_ops.blp_objective(seg_logits, annotation_logits, target)
+        >>> (losses.blp_loss + losses.annotation_loss).backward()
+        >>> losses.pseudo_labels is None
+        True
+
     Source: Wang et al. 2023 (IEEE TIP 32), the training objective and self-training.
     """
     _checks.both_logits("blp_objective", seg_logits, annotation_logits)

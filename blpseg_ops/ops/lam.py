@@ -58,6 +58,14 @@ def lam(
         TypeError: An input is not a tensor, not floating point, or the dtypes differ.
         ValueError: A shape, device, number or backend does not fit.
 
+    Example:
+        Pixels 0 and 2 look alike and share their values; pixel 1 looks different and keeps its own:
+
+        >>> features = torch.tensor([8.0, -8.0, 8.0]).view(1, 1, 1, 3)
+        >>> values = torch.tensor([1.0, 5.0, 2.0]).view(1, 1, 1, 3)
+        >>> blpseg_ops.lam(features, values, sigma=1000.0).flatten()
+        tensor([1.5000, 5.0000, 1.5000])
+
     Source: Wang et al. 2023 (IEEE TIP 32), local aggregation module.
     """
     _checks.maps("lam", "features", features, "[N, D, h, w]")

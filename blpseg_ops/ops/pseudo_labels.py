@@ -42,6 +42,14 @@ def pseudo_labels(
             target is none of those above. On CUDA such a value is a device assertion, as in torch's
             cross_entropy, or this error under :func:`blpseg_ops.checked_targets`.
 
+    Example:
+        The network is sure of pixels 0 and 1, and somebody has labelled pixel 1 otherwise:
+
+        >>> seg_logits = torch.tensor([[5.0, 5.0, 0.1], [0.0, 0.0, 0.0]]).view(1, 2, 1, 3)
+        >>> target = torch.tensor([[[2, 1, 2]]])  # 2 is unlabelled
+        >>> blpseg_ops.pseudo_labels(seg_logits, target, torch.tensor([[True, True]]))
+        tensor([[[  0,   1, 255]]], dtype=torch.uint8)
+
     Source: Wang et al. 2023 (IEEE TIP 32), self-training.
     """
     _checks.maps("pseudo_labels", "seg_logits", seg_logits, "[N, K, h, w]")

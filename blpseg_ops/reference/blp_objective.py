@@ -13,7 +13,14 @@ from blpseg_ops.reference.pseudo_labels import pseudo_labels
 
 
 class BLPObjective(NamedTuple):
-    """What :func:`blpseg_ops.blp_objective` returns."""
+    """What :func:`blpseg_ops.blp_objective` returns.
+
+    Attributes:
+        blp_loss: Scalar, float64 for float64 logits, else float32.
+        annotation_loss: Likewise.
+        pseudo_labels: [N, H, W], the labels that the BLP loss learnt from, uint8 where K and
+            ignore_index fit, else int32; None without class_present.
+    """
 
     blp_loss: Tensor  # []
     annotation_loss: Tensor  # []

@@ -34,7 +34,7 @@ def upsample_adjoint(
     """Bring a gradient at full resolution back to the logits it was resized from."""
     if grad.shape[0] == 0:
         return torch.zeros_like(logits)
-    summed = torch.ops.aten.upsample_bilinear2d_backward(
+    summed: Tensor = torch.ops.aten.upsample_bilinear2d_backward(
         grad, grad.shape[2:], logits.shape, align_corners=False
     )
     return laid_out_as(summed.to(logits.dtype), logits)

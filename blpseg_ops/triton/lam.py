@@ -50,9 +50,7 @@ def lam(
     with torch.cuda.device_of(features):
         f, v = pack(features, grid, dims), pack(values, grid, width)
         tiles = describe(f, v, grid, numbers)
-        lists, counts = list_tiles(
-            tiles, grid, numbers, together, False, lam_config.bound_precision(family)
-        )
+        lists, counts = list_tiles(tiles, grid, numbers, together, family, symmetric=False)
         forward_kernel[counts.numel(), width // constants["SLICE"]](
             f,
             v,
@@ -106,9 +104,7 @@ def lam_backward(
         f = pack(features, grid, dims)
         v, g, out = (pack(maps, grid, width) for maps in (values, grad_output, output))
         tiles = describe(f, v, grid, numbers, (g, out, log_denominator))
-        lists, counts = list_tiles(
-            tiles, grid, numbers, together, True, lam_config.bound_precision(family)
-        )
+        lists, counts = list_tiles(tiles, grid, numbers, together, family, symmetric=True)
         backward_kernel[counts.numel(), slices](
             f,
             v,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from itertools import product
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -24,7 +24,7 @@ FAMILIES = ("sm_80", "sm_90", "sm_100", "gfx942")
 class Launch(NamedTuple):
     """What a kernel is compiled with."""
 
-    constants: dict[str, bool | int | str]
+    constants: dict[str, Any]  # bool, int or str, by the kernel's own names
     num_warps: int
     num_stages: int
 

@@ -118,7 +118,7 @@ def describe(
 
 
 def _mean_size(packed: Tensor, grid: Grid) -> Tensor:  # [N, tiles, 64, C] -> [N, C], mean |v|
-    total = torch.linalg.vector_norm(packed, 1, (1, 2), dtype=torch.float32)
+    total: Tensor = torch.linalg.vector_norm(packed, 1, (1, 2), dtype=torch.float32)
     return total / (grid.height * grid.width)
 
 

@@ -20,6 +20,7 @@ template <typename T>
 LamCall<T> make_call(const Tensor& features, const Tensor& values, double sigma, double eps,
                      double scale, std::optional<int64_t> radius) {
   using A = accumulate_t<T>;
+  STD_TORCH_CHECK(radius.value_or(0) >= 0, "lam: expected radius >= 0, got ", *radius);
   // Finite however small sigma is: no distance times it must be 0.
   const double precision = std::min(1 / (sigma * sigma), double{std::numeric_limits<A>::max()});
   const int64_t side = std::max(features.size(2), features.size(3));

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import sys
 import threading
+import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 import blpseg_ops
-from blpseg_ops import _checks
+from blpseg_ops import _checks, _native
 
 F = torch.zeros(2, 4, 3, 5)  # features
 V = torch.zeros(2, 3, 3, 5)  # values, or logits of 3 classes
@@ -33,6 +36,13 @@ objective = blpseg_ops.blp_objective
 
 CASES: list[tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any], type[Exception], str]] = [
     (lam, ([1.0], V), {}, TypeError, "lam: features must be a torch.Tensor, got list"),
+    (
+        lam,
+        (F.to_sparse(), V),
+        {},
+        TypeError,
+        "lam: features must be a dense tensor, got one of torch.sparse_coo",
+    ),
     (
         lam,
         (F[0], V),
@@ -132,6 +142,13 @@ CASES: list[tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any], type[Exce
         ValueError,
         "blp_loss: annotation_logits must have the batch, height and width of seg_logits, "
         "[2, 3, 3, 5], got [1, 4, 3, 5]",
+    ),
+    (
+        blp,
+        (V, A, T),
+        {"ignore_index": 2.5},
+        TypeError,
+        "blp_loss: ignore_index must be an int, got 2.5",
     ),
     (
         blp,
@@ -312,10 +329,10 @@ CASES: list[tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any], type[Exce
     ),
     (
         objective,
-        (V, A, T),
+        (V.to("meta"), A.to("meta"), T.to("meta")),
         {"backend": "fast"},
         ValueError,
-        "blp_objective: backend must be one of 'auto', ",
+        "blp_objective: backend must be one of 'auto', 'reference' on meta, got 'fast'",
     ),
     (
         argmax,
@@ -333,17 +350,160 @@ CASES: list[tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any], type[Exce
     ),
     (
         argmax,
-        (V, (4, 4)),
+        (V.to("meta"), (4, 4)),
         {"backend": "fast"},
         ValueError,
-        "upsample_argmax: backend must be one of 'auto', ",
+        "upsample_argmax: backend must be one of 'auto', 'reference' on meta, got 'fast'",
     ),
     (
         lam,
-        (F, V),
+        (F.to("meta"), V.to("meta")),
         {"backend": "cuda"},
         ValueError,
-        "lam: backend must be one of 'auto', ",
+        "lam: backend must be one of 'auto', 'reference' on meta, got 'cuda'",
+    ),
+    *(
+        (
+            op,
+            tuple(argument.to("meta") for argument in arguments),
+            {"backend": "triton"},
+            ValueError,
+            f"{op.__name__}: backend must be one of 'auto', 'reference' on meta, got 'triton'",
+        )
+        for op, arguments in ((blp, (V, A, T)), (ann, (A, T)), (pseudo, (V, T, P)))
+    ),
+    (
+        blp,
+        (V, A, T.to("meta")),
+        {},
+        ValueError,
+        "blp_loss: target must be on the device of seg_logits, cpu, got meta",
+    ),
+    (
+        pseudo,
+        (V, T, P.to("meta")),
+        {},
+        ValueError,
+        "pseudo_labels: class_present must be on the device of seg_logits, cpu, got meta",
+    ),
+    (
+        objective,
+        (V, A.to("meta"), T),
+        {},
+        ValueError,
+        "blp_objective: annotation_logits must be on the device of seg_logits, cpu, got meta",
+    ),
+    (
+        ann,
+        (A.long(), T),
+        {},
+        TypeError,
+        "annotation_loss: annotation_logits must be floating point, got torch.int64",
+    ),
+    (
+        ann,
+        (A, T[0]),
+        {},
+        ValueError,
+        "annotation_loss: target must have shape [N, H, W], got [12, 20]",
+    ),
+    (
+        ann,
+        (A, T),
+        {"ignore_index": 0},
+        ValueError,
+        "annotation_loss: ignore_index must lie outside 0..3 (the classes and 3, unlabelled), "
+        "got 0",
+    ),
+    (pseudo, (V, [0], P), {}, TypeError, "pseudo_labels: target must be a torch.Tensor, got list"),
+    (
+        pseudo,
+        (V, T > 0, P),
+        {},
+        TypeError,
+        "pseudo_labels: target must be one of torch.uint8, torch.int16, torch.int32, torch.int64, "
+        "got torch.bool",
+    ),
+    (
+        argmax,
+        (V.int(), (4, 4)),
+        {},
+        TypeError,
+        "upsample_argmax: logits must be floating point, got torch.int32",
+    ),
+    (
+        argmax,
+        (V, (4,)),
+        {},
+        ValueError,
+        "upsample_argmax: size must be (H, W) with H, W >= 1, got (4,)",
+    ),
+]
+
+
+def _differentiate_twice(op: Callable[..., torch.Tensor], *inputs: torch.Tensor) -> None:
+    first = inputs[0].clone().requires_grad_()
+    (grad,) = torch.autograd.grad(op(first, *inputs[1:]).sum(), first, create_graph=True)
+    grad.sum().backward()
+
+
+OTHERS: list[tuple[Callable[[], Any], type[Exception], str]] = [
+    (
+        lambda: blpseg_ops.LocalAggregation(sigma=0),
+        ValueError,
+        "LocalAggregation: sigma must be a finite number > 0, got 0",
+    ),
+    (
+        lambda: blpseg_ops.LocalAggregation(radius=-1),
+        ValueError,
+        "LocalAggregation: radius must be None or an int >= 0, got -1",
+    ),
+    (
+        lambda: blpseg_ops.LocalAggregation(eps=-1.0),
+        ValueError,
+        "LocalAggregation: eps must be a finite number >= 0, got -1.0",
+    ),
+    (
+        lambda: blpseg_ops.LocalAggregation(scale=float("nan")),
+        ValueError,
+        "LocalAggregation: scale must be a finite number, got nan",
+    ),
+    (
+        lambda: blpseg_ops.LocalAggregation(dim=4)(
+            torch.ones(1, 3, 4, 4), torch.ones(1, 2, 1, 1), sigma=-1.0
+        ),
+        ValueError,
+        "LocalAggregation: sigma must be a finite number > 0, got -1.0",
+    ),
+    (
+        lambda: blpseg_ops.LocalAggregation(dim=4)(torch.zeros(3, 9, 8), V[:1]),
+        ValueError,
+        "LocalAggregation: images must have shape [N, 3, H, W], nothing but N zero, got [3, 9, 8]",
+    ),
+    (
+        lambda: blpseg_ops.LocalAggregation(dim=4)(torch.zeros(1, 3, 9, 8), V[:1].int()),
+        TypeError,
+        "LocalAggregation: logits must be floating point, got torch.int32",
+    ),
+    (
+        lambda: blpseg_ops.LocalAggregation(dim=4)(torch.zeros(1, 3, 9, 8), V[:1]),
+        ValueError,
+        "LocalAggregation: logits must have batch, height and width [1, 3, 2] for images "
+        "[1, 3, 9, 8] and patch 4, got [1, 3, 3, 5]",
+    ),
+    (
+        lambda: blpseg_ops.BLPLoss(gamma=-1.0),
+        ValueError,
+        "BLPLoss: gamma must be a finite number >= 0, got -1.0",
+    ),
+    *(
+        (
+            lambda op=op, arguments=arguments: _differentiate_twice(op, *arguments),
+            RuntimeError,
+            f"{op.__name__} can be differentiated once; for higher derivatives call it with "
+            "backend='reference', which torch's autograd differentiates",
+        )
+        for op, arguments in ((lam, (F, V)), (blp, (V, A, T)), (ann, (A, T)))
     ),
 ]
 
@@ -358,45 +518,76 @@ def test_refused(
     text: str,
     backend: str,
 ) -> None:
-    with pytest.raises(error, match="^" + re.escape(text)):
+    with pytest.raises(error, match=f"^{re.escape(text)}$"):
         op(*args, **{"backend": backend, **kwargs})
 
 
-@pytest.mark.parametrize(
-    ("make", "text"),
-    [
-        (
-            lambda: blpseg_ops.LocalAggregation(sigma=0),
-            "LocalAggregation: sigma must be a finite number > 0, got 0",
-        ),
-        (
-            lambda: blpseg_ops.LocalAggregation(radius=-1),
-            "LocalAggregation: radius must be None or an int >= 0, got -1",
-        ),
-        (
-            lambda: blpseg_ops.LocalAggregation(dim=4)(
-                torch.ones(1, 3, 4, 4), torch.ones(1, 2, 1, 1), sigma=-1.0
-            ),
-            "LocalAggregation: sigma must be a finite number > 0, got -1.0",
-        ),
-        (
-            lambda: blpseg_ops.LocalAggregation(eps=-1.0),
-            "LocalAggregation: eps must be a finite number >= 0, got -1.0",
-        ),
-        (
-            lambda: blpseg_ops.BLPLoss(gamma=-1.0),
-            "BLPLoss: gamma must be a finite number >= 0, got -1.0",
-        ),
-        (
-            lambda: blpseg_ops.LocalAggregation(dim=4)(torch.zeros(1, 3, 9, 8), V[:1]),
-            "LocalAggregation: logits must have batch, height and width [1, 3, 2] for images "
-            "[1, 3, 9, 8] and patch 4, got [1, 3, 3, 5]",
-        ),
-    ],
-)
-def test_modules_refuse(make: Callable[[], Any], text: str) -> None:
-    with pytest.raises(ValueError, match="^" + re.escape(text)):
+@pytest.mark.parametrize(("make", "error", "text"), OTHERS)
+def test_refused_otherwise(make: Callable[[], Any], error: type[Exception], text: str) -> None:
+    with pytest.raises(error, match=f"^{re.escape(text)}$"):
         make()
+
+
+ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "docs" / "errors.md"
+HEAD = """# What is refused, and in what words
+
+Each text names the op, the argument, what was expected and what came. It is the same on every
+backend. Below is one example of each kind for each op. `tests/ops/test_errors.py` raises and
+compares every one, and holds that no `raise` of `blpseg_ops` is missing here; `python
+tests/ops/test_errors.py` writes this page.
+
+Values of a target are looked at on the CPU always, on a GPU under
+`blpseg_ops.checked_targets()`; without it they meet a device assertion, as in torch's
+`cross_entropy`.
+"""
+
+
+def page() -> str:
+    """docs/errors.md: a table an op, in the order of the cases."""
+    tables: dict[str, list[str]] = {}
+    for *_, error, text in (*CASES, *OTHERS):
+        op, argument = re.match(r"(\w+):? (\w+)", text).groups()
+        what = "higher derivatives" if error is RuntimeError else f"`{argument}`"
+        tables.setdefault(op, []).append(f"| {what} | `{error.__name__}` | `{text}` |")
+    rule = "| of what | exception | text |\n|---|---|---|\n"
+    return HEAD + "".join(
+        f"\n## {op}\n\n{rule}" + "\n".join(dict.fromkeys(rows)) + "\n"
+        for op, rows in tables.items()
+    )
+
+
+@pytest.mark.skipif(not PAGE.parent.exists(), reason="docs/ lies beside tests/ in a checkout alone")
+def test_the_page_tells_the_same() -> None:
+    assert PAGE.read_text() == page(), "python tests/ops/test_errors.py writes docs/errors.md anew"
+
+
+@pytest.mark.skipif(_native.CPU_PROBLEM is not None, reason="one raise is for native code's words")
+def test_no_raise_is_left_out() -> None:
+    """Each `raise` of the checks, the ops and the modules is where some case's traceback ends."""
+    package = Path(blpseg_ops.__file__).parent
+    files = [package / f"{name}.py" for name in ("_checks", "backends", "modules")]
+    files += sorted((package / "ops").glob("*.py"))
+    raises = {
+        (str(file), line): (str(file), node.lineno)
+        for file in files
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, ast.Raise) and node.exc is not None
+        for line in range(node.lineno, (node.end_lineno or node.lineno) + 1)
+    }
+    calls = [make for make, *_ in OTHERS]
+    for op, args, kwargs, *_ in CASES:
+        for backend in ("auto", "reference"):
+            named = {"backend": backend, **kwargs}
+            calls.append(lambda op=op, args=args, named=named: op(*args, **named))
+    seen = set()
+    for call in calls:
+        try:
+            call()
+        except Exception as error:
+            frames = traceback.extract_tb(error.__traceback__)
+            seen |= {raises.get((frame.filename, frame.lineno)) for frame in frames}
+    assert set(raises.values()) - seen == set()
 
 
 def test_another_ignore_index_is_needed_from_255_classes_on() -> None:
@@ -469,3 +660,7 @@ def test_checked_targets_hold_for_their_thread_alone() -> None:
 def test_checked_targets_without_values() -> None:
     with blpseg_ops.checked_targets():
         assert blp(V.to("meta"), A.to("meta"), T.to("meta")).is_meta
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page())

@@ -132,6 +132,13 @@ def test_every_variant_at_odd_sizes(restore_variant: None, variant: str) -> None
             judge.check_kernel(dtype)
 
 
+def test_the_operators_refuse_a_negative_radius() -> None:
+    case = normal_case(1, 3, 2, 9, 9).to(torch.float32)
+    for radius in (-1, -(2**63)):  # the latter has no opposite
+        with pytest.raises(RuntimeError, match="expected radius >= 0"):
+            run_kernel(replace(case, radius=radius))
+
+
 def test_an_unknown_variant_is_refused(restore_variant: None) -> None:
     before = _C.cpu_capability()
     with pytest.raises(ValueError, match=f"one of {', '.join(VARIANTS)} .*, got 'mmx'"):

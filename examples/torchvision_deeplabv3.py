@@ -1,0 +1,37 @@
+"""DeepLabV3 on scribbles, with LAM: python examples/torchvision_deeplabv3.py."""
+
+import torch
+from torch import Tensor, nn
+from torchvision.models.segmentation import deeplabv3_resnet50
+
+import blpseg_ops
+
+
+class ScribbleDeepLab(nn.Module):
+    def __init__(self, num_classes: int, weights: str | None = None) -> None:
+        super().__init__()
+        self.net = deeplabv3_resnet50(weights=weights, weights_backbone=None)  # or "DEFAULT"
+        self.net.classifier[-1] = nn.Identity()  # 256 features a pixel, at stride 8
+        self.classes = nn.Conv2d(256, num_classes, 1)
+        self.annotation = nn.Conv2d(256, num_classes + 1, 1)
+        self.lam = blpseg_ops.LocalAggregation(patch=8)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:  # [N, K and K + 1, H/8, W/8]
+        features = self.net.classifier(self.net.backbone(images)["out"])
+        return self.lam(images, self.classes(features)), self.annotation(features.detach())
+
+
+if __name__ == "__main__":
+    size = 64
+    model = ScribbleDeepLab(num_classes=3)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    images = torch.randn(2, 3, size, size)
+    target = torch.full((2, size, size), 3, dtype=torch.uint8)  # 3 of 3 classes: unlabelled
+    for label in range(3):
+        target[:, (label + 1) * size // 4, 5:-5] = label
+    for step in range(5):
+        blp, annotation, _ = blpseg_ops.blp_objective(*model(images), target)
+        optimizer.zero_grad()
+        (blp + annotation).backward()
+        optimizer.step()
+        print(f"step {step}: blp {blp:.3f}, annotation {annotation:.3f}")
