@@ -42,7 +42,7 @@ def test_labels_are_the_mean_field_s() -> None:
     image = np.full((20, 30, 3), 90, np.uint8)
     image[:, 13:] = 160
     truth = (np.arange(30) >= 13).astype(int) + np.zeros((20, 1), int)
-    p = 0.45 + 0.1 * (truth == np.arange(3)[:, None, None]) + rng.normal(0, 0.1, (3, 20, 30))
+    p = 0.45 + 0.1 * (truth == np.arange(3)[:, None, None]) + rng.normal(0, 0.3, (3, 20, 30))
     p = np.clip(p, 0.01, None)
     p /= p.sum(0)
     assert (p.argmax(0) == truth).mean() < 0.9
