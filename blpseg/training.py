@@ -319,6 +319,9 @@ class _Run:
         if not self.accelerator.is_main_process:
             return None
         purge = self.iteration + 1 if self.iteration else None
+        # Readers take a run's files by the second that they were begun in: a new one for this.
+        while list(self.folder.tensorboard.glob(f"events.out.tfevents.*{int(time.time())}.*")):
+            time.sleep(0.05)
         return SummaryWriter(self.folder.tensorboard, purge_step=purge)
 
     def _log(self, step: Step) -> None:
