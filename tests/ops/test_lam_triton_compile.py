@@ -50,8 +50,8 @@ def test_fits(family: str, name: str, dtype: torch.dtype, launch: Launch) -> Non
     assert used.shared_memory <= SHARED_MEMORY[family]
     assert used.registers * launch.num_warps * 32 <= 2**16
     if TRITON >= (3, 9):
-        # ptxas holds the smallest kernel at 80 registers, and puts one number aside once. Masks of a
-        # window take more than are left in some.
+        # ptxas holds the smallest kernel at 80 registers, and puts one number aside once. The mask
+        # of a window takes more than are left in some.
         allowed = 64 if launch.constants.get("WINDOW") else 8 if name == "describe" else 0
         assert used.spilled <= allowed
 
