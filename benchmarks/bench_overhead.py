@@ -27,11 +27,16 @@ class Case(NamedTuple):
     torchs: Callable[..., Any]
     channels: tuple[int, ...]  # of the maps
     trained: bool = True
+    ready: Callable[..., Any] | None = None  # torch's, of maps that are laid out for it already
 
 
 def _attention(features: Tensor, values: Tensor) -> Tensor:  # [1, C, 1, 1] as one token is no copy
     query, value = (maps.view(1, 1, 1, -1) for maps in (features, values))
     return F.scaled_dot_product_attention(query, query, value, scale=1.0)
+
+
+def _attention_of_tokens(features: Tensor, values: Tensor) -> Tensor:  # [1, 1, 1, C]
+    return F.scaled_dot_product_attention(features, features, values, scale=1.0)
 
 
 def _resized(logits: Tensor) -> Tensor:
@@ -49,7 +54,12 @@ def _cross_entropy(logits: Tensor) -> Tensor:
 
 CASES: dict[str, Case] = {
     **{
-        f"lam, D {dims}": Case(blpseg_ops.lam, _attention, (dims, dims if dims < 64 else CLASSES))
+        f"lam, D {dims}": Case(
+            blpseg_ops.lam,
+            _attention,
+            (dims, dims if dims < 64 else CLASSES),
+            ready=_attention_of_tokens,
+        )
         for dims in (16, 256)
     },
     "blp_loss": Case(
@@ -78,23 +88,26 @@ CASES: dict[str, Case] = {
         trained=False,
     ),
 }
-STEPS = [(name, False) for name in CASES] + [(name, True) for name in CASES if CASES[name].trained]
+OURS, TORCH, READY = PEERS = "blpseg_ops", "torch", "torch, maps laid out for it"
+STEPS = [
+    (name, backward, peer)
+    for backward in (False, True)
+    for name, case in CASES.items()
+    for peer in PEERS
+    if (case.trained or not backward) and (case.ready or peer != READY)
+]
 
 
-@pytest.mark.parametrize("peer", ["blpseg_ops", "torch"])
-@pytest.mark.parametrize(
-    ("name", "backward"),
-    STEPS,
-    ids=[f"{name}, {'forward + backward' if backward else 'forward'}" for name, backward in STEPS],
-)
+@pytest.mark.parametrize(("name", "backward", "peer"), STEPS)
 @pytest.mark.benchmark(warmup=True, warmup_iterations=100, min_rounds=200)
 def test_overhead(benchmark: Any, name: str, backward: bool, peer: str) -> None:
     what = "forward + backward" if backward else "forward, no gradient"
     benchmark.group = f"{name}, 1 pixel, float32, {DEVICE}, {what}"
     benchmark.extra_info.update(op=name, backward=backward, peer=peer, device=DEVICE)
     case = CASES[name]
-    function = case.ours if peer == "blpseg_ops" else case.torchs
-    maps = [torch.randn(1, c, 1, 1, device=DEVICE, requires_grad=backward) for c in case.channels]
+    function = {OURS: case.ours, TORCH: case.torchs, READY: case.ready}[peer]
+    shapes = [(1, 1, 1, c) if peer == READY else (1, c, 1, 1) for c in case.channels]
+    maps = [torch.randn(shape, device=DEVICE, requires_grad=backward) for shape in shapes]
 
     def timed() -> None:
         output = function(*maps)

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks import report_lam, report_losses, report_step
+from benchmarks import report_lam, report_losses, report_overhead, report_step
 
 PAGE = Path(__file__).parents[1] / "docs/performance.md"
 
@@ -32,6 +32,7 @@ REPORTS: dict[str, Callable[[dict[str, Any]], str]] = {
     "lam": report_lam.report,
     "losses": report_losses.report,
     "step": report_step.report,
+    "overhead": report_overhead.report,
 }
 
 
