@@ -39,6 +39,7 @@ void label_rows(const View4<T>& logits, int64_t height, int64_t width, Label* la
 
 Tensor upsample_argmax(const Tensor& logits, std::vector<int64_t> size) {
   Tensor labels = new_label_map(logits, size);
+  if (labels.numel() == 0) return labels;  // no memory bounds its size then
   const int64_t rows = logits.size(0) * size[0];
   // Enough rows a thread to pay for starting it, counted in logits looked at.
   const int64_t grain = 1 + (int64_t{1} << 16) / (logits.size(1) * size[1]);

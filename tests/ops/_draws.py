@@ -85,7 +85,7 @@ def draw_losses(rng: Random) -> _loss_inputs.Case:
         low,
         high,
         rng.choice(tuple(_loss_inputs.LABELS)),
-        gamma=rng.choice((0.0, 0.5, 1.0, 2.0, 7.0)),
+        gamma=rng.choice((0.0, 0.5, 1.0, 2.0, 3.0)),
         unlabeled_weight=rng.choice((0.0, 0.02, 1.0)),
         threshold=rng.choice((0.0, 0.3, 0.9, 1.0)),
         ignore_index=rng.choice([i for i in ignored if not 0 <= i <= classes]),

@@ -209,9 +209,11 @@ class Judge:
                 continue
             assert tensor.dtype == dtype, name
             error = _error(tensor, getattr(truth, name))
-            allowed = 2 * _error(getattr(plain, name), getattr(truth, name))
-            allowed += self._rounding(dtype)
+            allowed = self._allowed(_error(getattr(plain, name), getattr(truth, name)), dtype)
             assert error <= allowed, f"{name}: off by {error:.1e}, allowed {allowed:.1e}"
+
+    def _allowed(self, plain_error: float, dtype: torch.dtype) -> float:
+        return 2 * plain_error + self._rounding(dtype)
 
     def _rounding(self, dtype: torch.dtype) -> float:
         if dtype == torch.float64:

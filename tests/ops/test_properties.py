@@ -79,8 +79,8 @@ class LamJudge(_lam_inputs.Judge):
 class LossJudge(_loss_inputs.Judge):
     """For any draw likewise: the reference's own error may be small by luck."""
 
-    def _rounding(self, dtype: torch.dtype) -> float:
-        return 4 * super()._rounding(dtype)
+    def _allowed(self, plain_error: float, dtype: torch.dtype) -> float:
+        return 4 * super()._allowed(plain_error, dtype)
 
 
 def check_lam(rng: Random) -> None:

@@ -87,6 +87,12 @@ def test_empty_batch() -> None:
     assert labels.dtype == torch.uint8
 
 
+def test_empty_batch_of_a_size_beyond_numbers() -> None:
+    # 256 classes times this width is 0 modulo 2^64, by which the kernel once divided.
+    labels = upsample_argmax(torch.zeros(0, 256, 4, 4), (1, 2**56))
+    assert labels.shape == (0, 1, 2**56)
+
+
 def test_the_number_of_threads_does_not_matter(restore_threads: None, rng: torch.Generator) -> None:
     logits = torch.randn(3, 21, 40, 40, generator=rng)
     results = []
