@@ -182,6 +182,8 @@ class Judge:
     the references as well, since a near tie may go either way.
     """
 
+    least = 0.0  # gradient of an image that errors are measured by
+
     def __init__(self, case: Case) -> None:
         self.case = case.to(torch.float32)
         self._largest = max(_largest(x) for x in _logits(self.case))
@@ -208,9 +210,19 @@ class Judge:
             if name == "pseudo_labels":
                 continue
             assert tensor.dtype == dtype, name
-            error = _error(tensor, getattr(truth, name))
-            allowed = self._allowed(_error(getattr(plain, name), getattr(truth, name)), dtype)
+            error = self._error(tensor, getattr(truth, name))
+            allowed = self._allowed(self._error(getattr(plain, name), getattr(truth, name)), dtype)
             assert error <= allowed, f"{name}: off by {error:.1e}, allowed {allowed:.1e}"
+
+    def _error(self, tensor: Tensor, truth: Tensor) -> float:
+        error = (tensor.double() - truth.double()).abs()
+        size = truth.double().abs()
+        if error.dim() == 4:
+            size = size.amax((1, 2, 3), keepdim=True).clamp(min=self.least)
+        # Where all is 0, nothing but 0 is right. What is not finite is wrong in any case.
+        relative = (error / size).where(error != 0, 0)
+        assert tensor.isfinite().all()
+        return float(relative.max()) if relative.numel() else 0.0
 
     def _allowed(self, plain_error: float, dtype: torch.dtype) -> float:
         return 2 * plain_error + self._rounding(dtype)
@@ -228,17 +240,6 @@ def _reference(case: Case, pseudo_labels: Tensor | None) -> Results:
         return own
     blp = run_singly(replace(case, target=pseudo_labels), False, "reference")
     return replace(own, blp_loss=blp.blp_loss, grad_seg_logits=blp.grad_seg_logits)
-
-
-def _error(tensor: Tensor, truth: Tensor) -> float:
-    error = (tensor.double() - truth.double()).abs()
-    size = truth.double().abs()
-    if error.dim() == 4:
-        size = size.amax((1, 2, 3), keepdim=True)
-    # Where all is 0, nothing but 0 is right. What is not finite is wrong in any case.
-    relative = (error / size).where(error != 0, 0)
-    assert tensor.isfinite().all()
-    return float(relative.max()) if relative.numel() else 0.0
 
 
 def check_labels(labels: Tensor, case: Case, rounding: float) -> None:

@@ -77,7 +77,9 @@ class LamJudge(_lam_inputs.Judge):
 
 
 class LossJudge(_loss_inputs.Judge):
-    """For any draw likewise: the reference's own error may be small by luck."""
+    """For any draw likewise: an image's gradient may cancel, the reference's own error be luck."""
+
+    least = 2**-12
 
     def _allowed(self, plain_error: float, dtype: torch.dtype) -> float:
         return 4 * super()._allowed(plain_error, dtype)
