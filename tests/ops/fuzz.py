@@ -160,7 +160,7 @@ def spoil(rng: Random, argument: Any) -> Any:
 
 def spoil_tensor(rng: Random, x: Tensor) -> Any:
     """A tensor of another shape, dtype, layout or of odd values, or none at all."""
-    if x.is_sparse:
+    if x.is_sparse or x.is_meta:  # spoilt already
         return x
     axis = rng.randrange(x.dim()) if x.dim() else None
     ways: list[Callable[[], Any]] = [
