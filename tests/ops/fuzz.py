@@ -192,8 +192,8 @@ def with_odd_values(rng: Random, x: Tensor) -> Tensor:
     if x.is_floating_point():
         most = torch.finfo(x.dtype).max
         value = rng.choice((0.0, math.nan, math.inf, -math.inf, most, -most, 1e-40, 1e4))
-    elif x.dtype == torch.bool:
-        value = False
+    elif x.dtype in (torch.bool, torch.complex64):
+        value = 0
     else:
         low, high = torch.iinfo(x.dtype).min, torch.iinfo(x.dtype).max
         value = rng.choice((low, high, high // 2 + 1, 0, 255 if high >= 255 else high))
