@@ -32,7 +32,7 @@ def fold(op: Callable[..., Any], length: int, axes: Sequence[Any], arguments: Se
 def loop(op: Callable[..., Any], length: int, axes: Sequence[Any], arguments: Sequence[Any]) -> Any:
     """A call an entry: for ops that make one number of all their images."""
     if length == 0:
-        raise ValueError(f"vmap: {op.__name__} needs at least one entry to map over, got 0")
+        raise ValueError("vmap: a loss needs at least one entry to map over, got 0")
 
     def entry(i: int) -> Any:
         return op(

@@ -505,6 +505,22 @@ OTHERS: list[tuple[Callable[[], Any], type[Exception], str]] = [
         )
         for op, arguments in ((lam, (F, V)), (blp, (V, A, T)), (ann, (A, T)))
     ),
+    *(
+        (
+            lambda op=op, arguments=arguments: torch.func.jvp(
+                lambda x: op(x, *arguments[1:]), arguments[:1], arguments[:1]
+            ),
+            RuntimeError,
+            f"{op.__name__} has no forward-mode derivative (jvp, jacfwd, hessian); call it with "
+            "backend='reference', which has",
+        )
+        for op, arguments in ((lam, (F, V)), (blp, (V, A, T)), (ann, (A, T)))
+    ),
+    (
+        lambda: torch.vmap(blp)(V[:0, None], A[:0, None], T[:0, None]),
+        ValueError,
+        "vmap: a loss needs at least one entry to map over, got 0",
+    ),
 ]
 
 
@@ -547,8 +563,8 @@ def page() -> str:
     """docs/errors.md: a table an op, in the order of the cases."""
     tables: dict[str, list[str]] = {}
     for *_, error, text in (*CASES, *OTHERS):
-        op, argument = re.match(r"(\w+):? (\w+)", text).groups()
-        what = "higher derivatives" if error is RuntimeError else f"`{argument}`"
+        op, argument = re.match(r"(\w+)(?:: (\w+) must)?", text).groups()
+        what = f"`{argument}`" if argument else "transforms"
         tables.setdefault(op, []).append(f"| {what} | `{error.__name__}` | `{text}` |")
     rule = "| of what | exception | text |\n|---|---|---|\n"
     return HEAD + "".join(
