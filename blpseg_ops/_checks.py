@@ -167,7 +167,7 @@ def checked_targets() -> Iterator[None]:
     Serves as a decorator, ``@blpseg_ops.checked_targets()``, as well. Holds for the thread (or
     asyncio task) that enters it; compiled graphs and CUDA graphs take no notice of it.
 
-    Example:
+    Examples:
         >>> with blpseg_ops.checked_targets():  # doctest: +ELLIPSIS
         ...     blpseg_ops.annotation_loss(torch.zeros(1, 3, 1, 1), torch.full((1, 2, 2), 7))
         Traceback (most recent call last):

@@ -43,7 +43,7 @@ if _native.TRITON_PROBLEM is None:
 def available(op: str, device_type: str) -> tuple[str, ...]:
     """The backends of an op on a device, best first: what ``"auto"`` takes is ``[0]``.
 
-    Example:
+    Examples:
         >>> blpseg_ops.backends.available("lam", "meta")
         ('reference',)
     """

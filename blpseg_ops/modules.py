@@ -42,7 +42,7 @@ class LocalAggregation(nn.Module):
     Raises:
         ValueError: sigma, radius, eps or scale does not fit.
 
-    Example:
+    Examples:
         Around logits at a quarter of the image's size, rounded up:
 
         >>> aggregate = blpseg_ops.LocalAggregation(dim=16, patch=4)
@@ -201,7 +201,7 @@ class BLPLoss(nn.Module):
     Raises:
         ValueError: gamma does not fit.
 
-    Example:
+    Examples:
         >>> loss = blpseg_ops.BLPLoss(gamma=2.0)
         >>> loss
         BLPLoss(gamma=2.0, ignore_index=255)

@@ -181,7 +181,7 @@ def decompositions() -> dict[torch._ops.OpOverload, Callable[..., Any]]:
     Returns:
         From each operator to a function of the same arguments in plain PyTorch.
 
-    Example:
+    Examples:
         >>> torch.ops.blpseg.lam.default in blpseg_ops.decompositions()
         True
     """

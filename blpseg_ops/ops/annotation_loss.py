@@ -45,7 +45,7 @@ def annotation_loss(
             target is none of those above. On CUDA such a value is a device assertion, as in torch's
             cross_entropy, or this error under :func:`blpseg_ops.checked_targets`.
 
-    Example:
+    Examples:
         2 classes and "nobody", all equally likely: log 3, however few pixels are labelled.
 
         >>> target = torch.tensor([[[0, 2], [2, 2]]])  # one pixel of class 0; 2 is unlabelled

@@ -53,7 +53,7 @@ def blp_loss(
             target is none of those above. On CUDA such a value is a device assertion, as in torch's
             cross_entropy, or this error under :func:`blpseg_ops.checked_targets`.
 
-    Example:
+    Examples:
         One pixel of 4 is labelled, 2 classes are equally likely: the loss is log 2.
 
         >>> seg_logits = torch.zeros(1, 2, 1, 1, requires_grad=True)

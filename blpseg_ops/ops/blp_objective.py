@@ -67,7 +67,7 @@ def blp_objective(
             target is none of those above. On CUDA such a value is a device assertion, as in torch's
             cross_entropy, or this error under :func:`blpseg_ops.checked_targets`.
 
-    Example:
+    Examples:
         >>> seg_logits = torch.zeros(1, 2, 1, 1, requires_grad=True)
         >>> annotation_logits = torch.zeros(1, 3, 1, 1, requires_grad=True)
         >>> target = torch.tensor([[[0, 2], [2, 2]]])  # one pixel of class 0; 2 is unlabelled

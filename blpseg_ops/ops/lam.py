@@ -58,7 +58,7 @@ def lam(
         TypeError: An input is not a tensor, not floating point, or the dtypes differ.
         ValueError: A shape, device, number or backend does not fit.
 
-    Example:
+    Examples:
         Pixels 0 and 2 look alike and share their values; pixel 1 looks different and keeps its own:
 
         >>> features = torch.tensor([8.0, -8.0, 8.0]).view(1, 1, 1, 3)

@@ -42,7 +42,7 @@ def pseudo_labels(
             target is none of those above. On CUDA such a value is a device assertion, as in torch's
             cross_entropy, or this error under :func:`blpseg_ops.checked_targets`.
 
-    Example:
+    Examples:
         The network is sure of pixels 0 and 1, and somebody has labelled pixel 1 otherwise:
 
         >>> seg_logits = torch.tensor([[5.0, 5.0, 0.1], [0.0, 0.0, 0.0]]).view(1, 2, 1, 3)

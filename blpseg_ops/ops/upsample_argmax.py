@@ -34,7 +34,7 @@ def upsample_argmax(
         TypeError: logits are not a floating-point tensor.
         ValueError: A shape, size or backend does not fit.
 
-    Example:
+    Examples:
         >>> logits = torch.tensor([[3.0, 0.0], [0.0, 1.0]]).view(1, 2, 1, 2)  # 2 classes, 2 pixels
         >>> blpseg_ops.upsample_argmax(logits, size=(1, 8))
         tensor([[[0, 0, 0, 0, 0, 1, 1, 1]]], dtype=torch.uint8)
