@@ -70,6 +70,11 @@ def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
     write_whole(path, lambda file: torch.save(content, file))
 
 
+def aside_of(path: Path) -> Path:
+    """Where `write_whole` writes what will be `path`; it stays there where that is killed."""
+    return path.with_name(path.name + ".part")
+
+
 def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
     """Write a file aside and rename it, so that `path` is never half a file, whatever happens.
 
@@ -80,7 +85,7 @@ def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
     Raises:
         OSError: If it cannot be written; an older file is left as it was.
     """
-    aside = path.with_name(path.name + ".part")
+    aside = aside_of(path)
     try:
         with aside.open("wb") as file:
             write(file)

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from blpseg.checkpoints import load_checkpoint, write_whole
+from blpseg.checkpoints import aside_of, load_checkpoint, write_whole
 from blpseg.config import TrainConfig
 from blpseg.errors import UserError, raise_problems
 from blpseg.metrics import Scores
@@ -54,7 +54,9 @@ class RunFolder:
             raise UserError(
                 f"{self.path}: expected a run folder to make, but a file of this name exists"
             )
-        if not overwrite and self.path.exists() and any(self.path.iterdir()):
+        # All that a run leaves which is killed while it writes its first file.
+        begun = {aside_of(self.config)}
+        if not overwrite and self.path.exists() and set(self.path.iterdir()) - begun:
             raise UserError(
                 f"{self.path}: exists already and is not empty; --overwrite true replaces the run "
                 "in it, --resume true continues it"
@@ -96,11 +98,12 @@ class RunFolder:
             config: The run.
             keep: Leave the files of an earlier run; else they are deleted, and no others.
         """
-        own = (self.config, self.scores, self.last, self.best)
         if not keep:
-            for old in (*own, *self.tensorboard.glob("events.out.tfevents.*")):
+            points = self.tensorboard.glob("events.out.tfevents.*")
+            for old in (self.last, self.best, self.scores, *points):
                 old.unlink(missing_ok=True)
         self.path.mkdir(parents=True, exist_ok=True)
+        # Last, and in place of an older one: a folder without it is not known for a run's.
         text = yaml.safe_dump(config.as_plain_data(), sort_keys=False)
         write_whole(self.config, lambda file: file.write(text.encode()))
 

@@ -50,9 +50,10 @@ def test_fits(family: str, name: str, dtype: torch.dtype, launch: Launch) -> Non
     assert used.shared_memory <= SHARED_MEMORY[family]
     assert used.registers * launch.num_warps * 32 <= 2**16
     if TRITON >= (3, 9):
-        # ptxas holds the smallest kernel at 80 registers, and puts one number aside once. The mask
-        # of a window takes more than are left in some.
-        allowed = 64 if launch.constants.get("WINDOW") else 8 if name == "describe" else 0
+        # ptxas holds the smallest kernel at 80 registers, and puts one number aside once. Some of
+        # the largest take all 255 and put up to four aside; in which ones that is depends on the
+        # order of statements that do not depend on each other. A window's mask takes more.
+        allowed = 64 if launch.constants.get("WINDOW") else 8 if name == "describe" else 16
         assert used.spilled <= allowed
 
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import multiprocessing
 import os
 import random
 import resource
 import signal
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +25,7 @@ from blpseg.checkpoints import load_checkpoint, save_checkpoint, write_whole
 from blpseg.config import AugmentConfig, DataConfig, LogConfig, OptimConfig, TrainConfig
 from blpseg.errors import UserError
 from blpseg.interruption import TrainingStopped
+from blpseg.run_folder import RunFolder
 from blpseg.training import Step, train
 
 from .conftest import small_config
@@ -114,15 +118,18 @@ def test_a_run_killed_at_random_times_gets_the_same_losses(
         process.start()
         return process
 
-    expected = replace(make_config(optim=optim, log=LOG), output=tmp_path / "expected")
-    whole = start(expected)
-    whole.join()
-    assert whole.exitcode == 0
+    for name in ("first", "expected"):  # the first one warms up, the second one's time counts
+        expected = replace(make_config(optim=optim, log=LOG), output=tmp_path / name)
+        begun = time.monotonic()
+        whole = start(expected)
+        whole.join()
+        assert whole.exitcode == 0
+    seconds = time.monotonic() - begun
     config = make_config(optim=optim, log=LOG, resume=True)
     rng, kills = random.Random(0), 0
     for _ in range(30):
         process = start(config)
-        process.join(rng.uniform(0.2, 1.5) if kills < 6 else None)
+        process.join(rng.uniform(0.1, 0.6) * seconds if kills < 6 else None)
         if process.is_alive():
             process.kill()
             process.join()
@@ -132,6 +139,47 @@ def test_a_run_killed_at_random_times_gets_the_same_losses(
         kills += 1
     assert kills >= 1 and process.exitcode == 0
     assert_same_run(config.output, expected.output)
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_a_folder_whose_making_is_killed_anywhere_is_begun_anew(
+    make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, begun: bool
+) -> None:
+    """Whether it is the first, or follows one that was killed before it saved anything."""
+
+    class Killed(BaseException):
+        pass
+
+    config = make_config(resume=True)
+    for calls in itertools.count():
+        folder, left = RunFolder(tmp_path / str(calls)), calls
+        if begun:
+            folder.make(config, keep=False)
+            folder.tensorboard.mkdir()
+            (folder.tensorboard / "events.out.tfevents.1").touch()
+
+        def counted(call: Callable[..., Any]) -> Callable[..., Any]:
+            def either(*args: Any, **kwargs: Any) -> Any:
+                nonlocal left
+                left -= 1
+                if left < 0:
+                    raise Killed
+                return call(*args, **kwargs)
+
+            return either
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fsync", counted(os.fsync))
+            for name in ("mkdir", "replace", "unlink"):
+                patch.setattr(Path, name, counted(getattr(Path, name)))
+            with suppress(Killed):
+                folder.make(config, keep=False)
+        assert folder.check_unfinished(config, []) is None
+        folder.make(config, keep=False)
+        assert [file.name for file in folder.path.iterdir() if file.is_file()] == ["config.yaml"]
+        if left >= 0:
+            break
+    assert calls > 4
 
 
 def test_sigterm_saves_after_the_iteration(make_config: MakeConfig, uninterrupted: Path) -> None:
