@@ -48,13 +48,13 @@ struct Gaussian {
     const int64_t top = tile / grid.columns * grid.tile_height;
     const int64_t left = tile % grid.columns * grid.tile_width;
     tile_width = grid.tile_width;
-    fill(y, grid.tile_height, top, targets.y, numbers);
-    fill(x, grid.tile_width, left, targets.x, numbers);
+    fill(y, grid.tile_height, top, targets.y, numbers.minus_half_precision);
+    fill(x, grid.tile_width, left, targets.x, numbers.minus_half_precision);
     is_cut = farthest(grid.tile_height, top, targets.y) > A(numbers.radius) ||
              farthest(grid.tile_width, left, targets.x) > A(numbers.radius);
     if (is_cut) {
-      cut_off(y, grid.tile_height, top, targets.y, numbers);
-      cut_off(x, grid.tile_width, left, targets.x, numbers);
+      cut_off(y, grid.tile_height, top, targets.y, A(numbers.radius));
+      cut_off(x, grid.tile_width, left, targets.x, A(numbers.radius));
     }
   }
   Vector<A> of(int source, int lane) const {
@@ -68,13 +68,12 @@ struct Gaussian {
   }
 
  private:
-  static void fill(A (*out)[kTile], int64_t lines, int64_t first, const A* targets,
-                   const LamNumbers<A>& numbers) {
+  static void fill(A (*out)[kTile], int64_t lines, int64_t first, const A* targets, A factor) {
     for (int64_t line = 0; line < lines; ++line) {
       const A place = A(first + line);
       for (int lane = 0; lane < kTile; ++lane) {
         const A distance = place - targets[lane];
-        out[line][lane] = distance * distance * numbers.minus_half_precision;
+        out[line][lane] = distance * distance * factor;
       }
     }
   }
@@ -82,15 +81,14 @@ struct Gaussian {
   static A farthest(int64_t lines, int64_t first, const A* targets) {
     return larger(targets[kTile - 1] - A(first), A(first + lines - 1) - targets[0]);
   }
-  static void cut_off(A (*out)[kTile], int64_t lines, int64_t first, const A* targets,
-                      const LamNumbers<A>& numbers) {
+  static void cut_off(A (*out)[kTile], int64_t lines, int64_t first, const A* targets, A radius) {
     constexpr A kNothing = A(-1e30);  // exp of this is 0, and the sum of two is finite
     for (int64_t line = 0; line < lines; ++line) {
       const A place = A(first + line);
       for (int lane = 0; lane < kTile; ++lane) {
         const A distance = place - targets[lane], size = distance < 0 ? -distance : distance;
         const A log = larger(out[line][lane], kNothing);
-        out[line][lane] = size <= A(numbers.radius) ? log : A(-__builtin_inf());
+        out[line][lane] = size <= radius ? log : A(-__builtin_inf());
       }
     }
   }
@@ -170,9 +168,9 @@ void find_reach(const A* low, const A* high, int64_t count, int64_t stride,
 // since T has no Gaussian.
 template <typename A>
 inline A farthest_factor(A dy, A dx, const LamNumbers<A>& numbers) {
-  if (dy > A(numbers.radius) || dx > A(numbers.radius)) return A(-__builtin_inf());
   const A gaussian = (dy * dy + dx * dx) * numbers.minus_half_precision;
-  return gaussian > numbers.log_eps ? gaussian : numbers.log_eps;
+  const A factor = gaussian > numbers.log_eps ? gaussian : numbers.log_eps;
+  return larger(dy, dx) <= A(numbers.radius) ? factor : A(-__builtin_inf());
 }
 
 // The tiles that a tile's window reaches: from first to last, that excluded.
@@ -205,11 +203,12 @@ int64_t find_candidates(const LamImage<A>& image, const LamNumbers<A>& numbers,
                         const TargetBound<A>& targets, const Reached& tiles,
                         const LamScratch<A>& scratch) {
   const LamGrid& grid = image.grid;
+  // Of whole rows of tiles at once: a row alone makes short loops.
+  const int64_t first = tiles.first_row * grid.columns;
+  find_reach(image.low + first, image.high + first, tiles.last_row * grid.columns - first,
+             grid.rows * grid.columns, targets, numbers.scale, scratch.reach);
   int64_t count = 0;
   for (int64_t row = tiles.first_row; row < tiles.last_row; ++row) {
-    const int64_t first = row * grid.columns + tiles.first_column;
-    find_reach(image.low + first, image.high + first, tiles.last_column - tiles.first_column,
-               grid.rows * grid.columns, targets, numbers.scale, scratch.reach);
     const A top = A(row * grid.tile_height);
     const A dy = distance_to(top, top + A(grid.tile_height - 1), targets.top, targets.bottom);
     for (int64_t column = tiles.first_column; column < tiles.last_column; ++column) {
