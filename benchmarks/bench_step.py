@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+pytest.importorskip("timm", reason="the network needs the train extra")
+
 from benchmarks.step_cases import DATA, OURS, PARTS, PEERS, Case, Training
 from blpseg.data.scenes import write_scenes
 
