@@ -91,6 +91,16 @@ def synchronise(model: nn.Module, state: PartialState) -> nn.Module:
     return _replace(model, nn.Dropout2d, lambda dropout: DropoutOfBatch(dropout.p))
 
 
+def leave_group() -> None:
+    """Leave the group of processes, where there is one, at a program's end.
+
+    gloo's threads end with the last reference to their group. One that lets go of a tensor while
+    Python shuts down aborts the process: exit code 134 after a run that went well.
+    """
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
 class BatchNormOnCpu(nn.Module):
     """Batch norm over the images of all processes, each with the same number of pixels.
 

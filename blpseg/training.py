@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -36,6 +37,7 @@ from blpseg.memory import peak_memory
 from blpseg.metrics import Scores
 from blpseg.model import BLPSeg
 from blpseg.pictures import comparison_sheet
+from blpseg.prediction import choose_device
 from blpseg.run_folder import RunFolder, fingerprint
 
 _PREVIEW_IMAGES = 3
@@ -384,13 +386,24 @@ def open_data(config: DataConfig, quiet: bool) -> tuple[ScribbleFolder, Scribble
 
 
 def _accelerator(config: TrainConfig) -> Accelerator:
-    on_cpu = config.device == "cpu"
+    # Told nothing, accelerate makes no group of a CPU's processes: each would train alone.
+    on_cpu = choose_device(config.device).type == "cpu"
     half = torch.cuda.is_available() and not on_cpu
-    return Accelerator(
+    accelerator = Accelerator(
         mixed_precision=config.optim.mixed_precision if half else "no",
         cpu=on_cpu,
         kwargs_handlers=[InitProcessGroupKwargs(timeout=_LONGEST_VALIDATION)],
     )
+    _check_joined(int(os.environ.get("WORLD_SIZE", 1)), accelerator.num_processes)
+    return accelerator
+
+
+def _check_joined(launched: int, processes: int) -> None:
+    if processes != launched:
+        raise UserError(
+            f"device: expected {launched} processes to train together, as WORLD_SIZE says, got "
+            f"{processes}; several processes need CUDA GPUs, or --device cpu"
+        )
 
 
 def _check_shares(batch_size: int, processes: int) -> None:

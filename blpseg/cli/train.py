@@ -22,10 +22,14 @@ def run(argv: Sequence[str]) -> int:
 
     from accelerate import PartialState
 
+    from blpseg.distributed import leave_group
     from blpseg.evaluation import scores_table
     from blpseg.training import train
 
-    result = train(config)
+    try:
+        result = train(config)
+    finally:
+        leave_group()
     if not PartialState().is_main_process:
         return 0
     if result.scores is not None:

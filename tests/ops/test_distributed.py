@@ -73,7 +73,10 @@ for grad, wanted in zip(grads, expected):
     assert wanted.abs().max() > 0
     torch.testing.assert_close(grad, wanted, rtol=1e-4, atol=1e-6)
 dist.destroy_process_group()
-print("done")
+print("done", flush=True)
+# FSDP2 keeps the group, so gloo's threads live on; one that lets go of a tensor while Python shuts
+# down aborts the process (with torch 2.13, a program of collectives alone: 33 of 60 runs).
+os._exit(0)
 """
 
 

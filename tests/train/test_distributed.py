@@ -17,7 +17,7 @@ from blpseg.checkpoints import build_model, load_checkpoint
 from blpseg.config import LogConfig, OptimConfig, TrainConfig
 from blpseg.distributed import ShareOfBatches, synchronise, weigh_share
 from blpseg.errors import UserError
-from blpseg.training import _check_shares, train
+from blpseg.training import _check_joined, _check_shares, train
 
 MakeConfig = Callable[..., TrainConfig]
 
@@ -27,6 +27,26 @@ def losses(run: Path) -> Tensor:  # [iterations, 2]
     events.Reload()
     tags = ("loss/blp", "loss/annotation")
     return torch.tensor([[point.value for point in events.Scalars(tag)] for tag in tags]).T
+
+
+LAUNCHED = """
+import sys
+from pathlib import Path
+from blpseg.cli import main
+if __name__ == "__main__":
+    code = main(["train", *sys.argv[1:]])
+    threads = [thread.read_text() for thread in Path("/proc/self/task").glob("*/comm")]
+    print("threads of gloo:", sum("gloo" in thread for thread in threads))
+    sys.exit(code)
+"""
+
+
+def launch(folder: Path, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    """`blpseg train` on two processes, which tell what threads they would end with."""
+    program = folder / "launched.py"
+    program.write_text(LAUNCHED)
+    run = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    return subprocess.run([*run, program, *arguments], capture_output=True, text=True)
 
 
 def test_two_processes_get_the_losses_of_one(make_config: MakeConfig, tmp_path: Path) -> None:
@@ -39,13 +59,13 @@ def test_two_processes_get_the_losses_of_one(make_config: MakeConfig, tmp_path: 
     train(config, on_step=lambda step: None)
 
     file, both = tmp_path / "config.yaml", tmp_path / "both"
-    file.write_text(yaml.safe_dump(config.as_plain_data() | {"output": str(both)}))
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    done = subprocess.run(
-        [*launch, "-m", "blpseg", "train", str(file)], capture_output=True, text=True
-    )
+    device = "cpu" if torch.accelerator.is_available() else "auto"  # to join without being told
+    settings = config.as_plain_data() | {"output": str(both), "device": device}
+    file.write_text(yaml.safe_dump(settings))
+    done = launch(tmp_path, file)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("Trained in") == 1  # the main process reports
+    assert done.stdout.count("threads of gloo: 0\n") == 2, done.stdout
 
     one, two = losses(config.output), losses(both)
     assert one.shape == two.shape == (5, 2)
@@ -70,6 +90,12 @@ def test_a_batch_that_cannot_be_shared_is_refused() -> None:
     _check_shares(6, 3)
     with pytest.raises(UserError, match=r"optim\.batch_size: expected a multiple of the 4 proc"):
         _check_shares(6, 4)
+
+
+def test_processes_that_would_train_apart_are_refused() -> None:
+    _check_joined(2, 2)
+    with pytest.raises(UserError, match=r"device: expected 2 processes .* got 1; .*--device cpu"):
+        _check_joined(2, 1)
 
 
 class Processes:
