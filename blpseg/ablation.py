@@ -24,11 +24,11 @@ from blpseg.checkpoints import load_model, write_whole
 from blpseg.config import TrainConfig
 from blpseg.curves import distance_curves
 from blpseg.data.folder import ScribbleFolder
+from blpseg.devices import choose_device
 from blpseg.display import Step, progress_bars
 from blpseg.errors import UserError
 from blpseg.evaluation import score_model
 from blpseg.metrics import Scores
-from blpseg.prediction import choose_device
 from blpseg.run_folder import check_same
 from blpseg.training import TrainResult, open_data, train
 

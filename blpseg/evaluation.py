@@ -17,6 +17,7 @@ from blpseg.checkpoints import load_model
 from blpseg.config import DataConfig
 from blpseg.crf import require_crf
 from blpseg.data.folder import Sample, ScribbleFolder, choose_evaluation_split, open_folder
+from blpseg.devices import choose_device
 from blpseg.errors import UserError
 from blpseg.inference import Prediction, predict_image
 from blpseg.metrics import (
@@ -28,7 +29,6 @@ from blpseg.metrics import (
 )
 from blpseg.model import BLPSeg
 from blpseg.page import Pictured, evaluation_page
-from blpseg.prediction import choose_device
 from blpseg.views import SINGLE_VIEW, Views
 
 _WORST, _BEST = 6, 3  # images to picture

@@ -18,6 +18,7 @@ from torch import Tensor
 from blpseg.checkpoints import load_model
 from blpseg.crf import require_crf
 from blpseg.data.photos import images_in, read_photo
+from blpseg.devices import choose_device
 from blpseg.errors import UserError, raise_problems
 from blpseg.inference import Prediction, predict_image
 from blpseg.pictures import (
@@ -126,21 +127,6 @@ def find_photos(inputs: Sequence[str]) -> list[Path]:
         [f"{', '.join(same)}: the same name" for same in by_name.values() if len(same) > 1],
     )
     return list(found.values())
-
-
-def choose_device(device: str) -> torch.device:
-    """Find the torch device of a name; "auto" is the accelerator where there is one.
-
-    Raises:
-        UserError: If there is no such device.
-    """
-    if device == "auto":
-        return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
-    try:
-        return torch.empty(0, device=device).device
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).partition("\n")[0]
-        raise UserError(f"device: cannot use {device!r} ({reason})") from error
 
 
 def _matches(text: str) -> list[Path]:

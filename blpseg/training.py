@@ -27,6 +27,7 @@ from blpseg.checkpoints import build_model, save_checkpoint
 from blpseg.config import AugmentConfig, DataConfig, OptimConfig, TrainConfig
 from blpseg.data.folder import Sample, ScribbleFolder, choose_splits, open_folder
 from blpseg.data.transforms import augment
+from blpseg.devices import choose_device
 from blpseg.display import Display, Step
 from blpseg.distributed import ShareOfBatches, synchronise, weigh_share
 from blpseg.errors import UserError
@@ -37,7 +38,6 @@ from blpseg.memory import peak_memory
 from blpseg.metrics import Scores
 from blpseg.model import BLPSeg
 from blpseg.pictures import comparison_sheet
-from blpseg.prediction import choose_device
 from blpseg.run_folder import RunFolder, fingerprint
 
 _PREVIEW_IMAGES = 3
@@ -134,7 +134,8 @@ class _Losses(nn.Module):
 def train(config: TrainConfig, *, on_step: Callable[[Step], None] | None = None) -> TrainResult:
     """Train a model as configured.
 
-    Under `accelerate launch` every process calls this, and the main one writes.
+    Under `accelerate launch` every process calls this, and the main one writes. Their group is left
+    to the caller, who ends it by `blpseg.distributed.leave_group`.
 
     Args:
         config: The run.
@@ -145,8 +146,9 @@ def train(config: TrainConfig, *, on_step: Callable[[Step], None] | None = None)
         The run's checkpoints and scores; scores are the main process's.
 
     Raises:
-        UserError: Before any work is done, if the data does not fit or the run folder exists, or
-            cannot be continued; during the run, if the loss stops being finite.
+        UserError: Before any work is done, if the data does not fit, the run folder exists or
+            cannot be continued, or processes that were launched together would train apart; during
+            the run, if the loss stops being finite.
         OSError: If a file cannot be written; last.pt stays the one written before.
         TrainingStopped: If SIGTERM came; the run is saved and can be resumed.
     """
@@ -394,16 +396,13 @@ def _accelerator(config: TrainConfig) -> Accelerator:
         cpu=on_cpu,
         kwargs_handlers=[InitProcessGroupKwargs(timeout=_LONGEST_VALIDATION)],
     )
-    _check_joined(int(os.environ.get("WORLD_SIZE", 1)), accelerator.num_processes)
-    return accelerator
-
-
-def _check_joined(launched: int, processes: int) -> None:
-    if processes != launched:
+    launched = int(os.environ.get("WORLD_SIZE", 1))
+    if accelerator.num_processes != launched:
         raise UserError(
             f"device: expected {launched} processes to train together, as WORLD_SIZE says, got "
-            f"{processes}; several processes need CUDA GPUs, or --device cpu"
+            f"{accelerator.num_processes}; several processes need CUDA GPUs, or --device cpu"
         )
+    return accelerator
 
 
 def _check_shares(batch_size: int, processes: int) -> None:

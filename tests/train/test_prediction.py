@@ -11,10 +11,11 @@ from PIL import Image
 
 from blpseg.checkpoints import load_model
 from blpseg.data.photos import read_photo
+from blpseg.devices import choose_device
 from blpseg.errors import UserError
 from blpseg.inference import predict_image
 from blpseg.pictures import heat_map, overlay
-from blpseg.prediction import choose_device, find_photos, predict
+from blpseg.prediction import find_photos, predict
 
 KINDS = ("masks", "overlays", "annotation")
 
