@@ -2,7 +2,7 @@
 // axis, written once for host and device. Resizing an image is two taps, one an axis.
 #pragma once
 
-#include <cstdint>
+#include <stdint.h>
 
 #if defined(__CUDACC__)
 #define BLPSEG_HOST_DEVICE __host__ __device__

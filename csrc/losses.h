@@ -1,14 +1,14 @@
 // The arithmetic of a pixel in the losses, written once for host and device: the softmax of its
 // resized logits, its cross entropy, its BLP weight.
 //
-// All of it works on Vector<A>: as many pixels as the CPU's vectors hold (cpu/simd.h), or one on
-// the device (cuda/elementary.h), in the namespace of either.
+// All of it works on Vector<A>: as many pixels as the CPU's vectors hold (cpu/kernels/simd.h), or
+// one on the device (cuda/elementary.h), in the namespace of either.
 #pragma once
 
 #if defined(__CUDACC__) || defined(BLPSEG_CUDA_ON_HOST)
 #include "cuda/elementary.h"
 #else
-#include "cpu/simd.h"
+#include "cpu/kernels/simd.h"
 #endif
 
 namespace blpseg::BLPSEG_CAPABILITY {

@@ -1,5 +1,5 @@
 // Which of the variants of a kernel this machine runs. Kernels that gain from wide vectors are
-// compiled once per capability, in a namespace of its name (simd.h).
+// compiled once per capability, in a namespace of its name (kernels/simd.h).
 #pragma once
 
 #include <string>

@@ -1,5 +1,5 @@
 // What csrc/losses.h is written in, for a device: a vector is one number. The CPU's twin is
-// csrc/cpu/simd.h.
+// csrc/cpu/kernels/simd.h.
 #pragma once
 
 #define BLPSEG_CAPABILITY device

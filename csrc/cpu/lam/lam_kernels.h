@@ -1,8 +1,8 @@
 // LAM's kernels, as compiled for each capability of the CPU that this build knows.
 #pragma once
 
-#include "capability.h"
-#include "lam_image.h"
+#include "cpu/capability.h"
+#include "cpu/kernels/lam_image.h"
 
 namespace blpseg {
 

@@ -1,8 +1,8 @@
 // The losses' kernels, as compiled for each capability of the CPU that this build knows.
 #pragma once
 
-#include "capability.h"
-#include "resized_row.h"
+#include "cpu/capability.h"
+#include "cpu/kernels/resized_row.h"
 
 namespace blpseg {
 

@@ -3,7 +3,7 @@
 
 #include <algorithm>
 
-#include "lam_image.h"
+#include "cpu/kernels/lam_image.h"
 #include "tensor.h"
 
 namespace blpseg {

@@ -1,5 +1,6 @@
-// Vectors as wide as the variant that this file is compiled for: csrc/cpu/lam_kernels.cpp is built
-// once per capability (see CMakeLists.txt), and all it contains lives in a namespace of that name.
+// Vectors as wide as the variant that this file is compiled for: csrc/cpu/kernels/lam_kernels.cpp
+// is built once per capability (see CMakeLists.txt), and all it contains lives in a namespace of
+// that name.
 //
 // The compilers' own vector extension does the arithmetic, so that one source serves x86 and arm;
 // intrinsics are left to what it cannot say. No header of the standard library or of torch may be

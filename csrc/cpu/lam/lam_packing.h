@@ -11,7 +11,7 @@
 #include <utility>
 #include <vector>
 
-#include "lam_image.h"
+#include "cpu/kernels/lam_image.h"
 #include "lam_tiles.h"
 #include "tensor.h"
 

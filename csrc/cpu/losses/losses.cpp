@@ -10,10 +10,10 @@
 #include <stdexcept>
 #include <string>
 
-#include "capability.h"
+#include "cpu/capability.h"
+#include "cpu/parallel.h"
 #include "loss_ops.h"
 #include "loss_strip.h"
-#include "parallel.h"
 
 namespace blpseg {
 namespace {

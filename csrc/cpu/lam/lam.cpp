@@ -7,10 +7,10 @@
 
 #include <tuple>
 
-#include "capability.h"
+#include "cpu/capability.h"
+#include "cpu/parallel.h"
 #include "lam_kernels.h"
 #include "lam_packing.h"
-#include "parallel.h"
 #include "tensor.h"
 
 namespace blpseg {
