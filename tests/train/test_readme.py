@@ -1,4 +1,4 @@
-"""The README's Python examples run as they stand."""
+"""The README's Python examples run as they stand; CONTRIBUTING shows a test that runs."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
-README = Path(__file__).parents[2] / "README.md"
-EXAMPLES = re.findall(r"^```python\n(.*?)^```", README.read_text(), re.MULTILINE | re.DOTALL)
+ROOT = Path(__file__).parents[2]
+README = ROOT / "README.md"
+CODE = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
+EXAMPLES = CODE.findall(README.read_text())
 
 
 def test_there_are_examples() -> None:
@@ -22,3 +24,8 @@ def test_example(example: str) -> None:
     labels = namespace["labels"]
     assert labels.shape == (2, 96, 96)
     assert str(labels.dtype) == "torch.uint8"
+
+
+def test_contributing_shows_the_pattern_as_it_is_tested() -> None:
+    (shown,) = CODE.findall((ROOT / "CONTRIBUTING.md").read_text())
+    assert (ROOT / "tests/ops/test_pattern.py").read_text().endswith(shown)
