@@ -1,7 +1,8 @@
 """``torch.ops.blpseg.lam`` and its backward on the GPU: the order of work.
 
-Inputs are packed into tiles (lam_pack), tiles that matter are listed (lam_tiles), and each run of
-pixels walks its list (lam_forward, lam_backward). Nothing waits for the device.
+Inputs are packed into tiles (lam_pack) and described by bounds (lam_describe); tiles that matter
+are listed (lam_tile_lists); each query block walks its list (lam_forward, lam_backward). Nothing
+waits for the device.
 """
 
 from __future__ import annotations
@@ -17,10 +18,11 @@ from blpseg_ops.reference.lam import lam_forward as reference_forward
 from blpseg_ops.reference.layout import laid_out_as
 from blpseg_ops.triton import lam_config
 from blpseg_ops.triton.lam_backward import backward_kernel
+from blpseg_ops.triton.lam_describe import Upstream, describe
 from blpseg_ops.triton.lam_forward import forward_kernel
-from blpseg_ops.triton.lam_math import TILE
-from blpseg_ops.triton.lam_pack import Grid, pack
-from blpseg_ops.triton.lam_tiles import Numbers, describe, list_tiles
+from blpseg_ops.triton.lam_math import TILE, LamParams
+from blpseg_ops.triton.lam_pack import TileGrid, pack
+from blpseg_ops.triton.lam_tile_lists import list_tiles
 
 
 def lam(
@@ -31,7 +33,7 @@ def lam(
     scale: float,
     radius: int | None = None,
 ) -> tuple[Tensor, Tensor]:  # output [N, C, h, w], log_denominator [N, h, w]
-    """The operator of that name."""
+    """Compute ``torch.ops.blpseg.lam``."""
     if not _fits(features, values):
         return reference_forward(features, values, sigma, eps, scale, radius)
     n, channels, h, w = values.shape
@@ -39,35 +41,36 @@ def lam(
     log_denominator = values.new_empty(n, h, w, dtype=torch.float32)
     if n == 0:
         return output, log_denominator
-    dims = lam_config.packed_dims(features.shape[1])
-    width = lam_config.packed_channels(channels)
-    family = _family(features.device)
-    constants, warps, stages = lam_config.forward(
-        family, features.dtype, dims, width, eps, radius is not None
+    packed_dims = lam_config.packed_dims(features.shape[1])
+    packed_channels = lam_config.packed_channels(channels)
+    family, window = _family(features.device), radius is not None
+    launch = lam_config.forward(
+        family, features.dtype, packed_dims, packed_channels, eps > 0, window
     )
-    together = constants["TARGETS"] // TILE
-    grid, numbers = Grid.of(features, together), Numbers.of(sigma, eps, scale, radius)
+    tiles_per_program = launch.constants["QUERIES"] // TILE
+    grid = TileGrid.of(features, tiles_per_program)
+    params = LamParams.of(sigma, eps, scale, radius)
     with torch.cuda.device_of(features):
-        f, v = pack(features, grid, dims), pack(values, grid, width)
-        tiles = describe(f, v, grid, numbers)
-        lists, counts = list_tiles(tiles, grid, numbers, together, family, symmetric=False)
-        forward_kernel[counts.numel(), width // constants["SLICE"]](
-            f,
-            v,
-            tiles.own_product,
-            lists,
-            counts,
-            output,
-            log_denominator,
-            *grid,
-            lists.shape[-1],
-            channels,
-            dims,
-            width,
-            *numbers,
-            **constants,
-            num_warps=warps,
-            num_stages=stages,
+        packed_features = pack(features, grid, packed_dims)
+        packed_values = pack(values, grid, packed_channels)
+        tiles = describe(packed_features, packed_values, grid, scale)
+        lists = list_tiles(
+            tiles, grid, params, tiles_per_program, family, window=window, symmetric=False
+        )
+        forward_kernel[lists.list_lengths.numel(), packed_channels // launch.constants["SLICE_C"]](
+            features=packed_features,
+            values=packed_values,
+            sq_norm=tiles.sq_norm,
+            **lists._asdict(),
+            output=output,
+            log_denominator=log_denominator,
+            **grid._asdict(),
+            list_capacity=lists.tile_lists.shape[-1],
+            channels=channels,
+            packed_dims=packed_dims,
+            packed_channels=packed_channels,
+            **params._asdict(),
+            **launch.keywords(),
         )
     return laid_out_as(output, values), log_denominator
 
@@ -83,7 +86,7 @@ def lam_backward(
     scale: float,
     radius: int | None = None,
 ) -> tuple[Tensor, Tensor]:  # grad_features [N, D, h, w], grad_values [N, C, h, w]
-    """The operator of that name."""
+    """Compute ``torch.ops.blpseg.lam_backward``."""
     if not _fits(features, values):
         return reference_backward(
             grad_output, features, values, output, log_denominator, sigma, eps, scale, radius
@@ -91,41 +94,46 @@ def lam_backward(
     grad_features, grad_values = features.new_empty(features.shape), values.new_empty(values.shape)
     if len(features) == 0:
         return grad_features, grad_values
-    dims = lam_config.packed_dims(features.shape[1])
-    width = lam_config.packed_channels(values.shape[1])
-    family = _family(features.device)
-    constants, warps, stages = lam_config.backward(
-        family, features.dtype, dims, width, eps, radius is not None
+    dims, channels = features.shape[1], values.shape[1]
+    packed_dims = lam_config.packed_dims(dims)
+    packed_channels = lam_config.packed_channels(channels)
+    family, window = _family(features.device), radius is not None
+    launch = lam_config.backward(
+        family, features.dtype, packed_dims, packed_channels, eps > 0, window
     )
-    together = constants["TARGETS"] // TILE
-    slices = max(dims // constants["SLICE_D"], width // constants["SLICE_C"])
-    grid, numbers = Grid.of(features, together), Numbers.of(sigma, eps, scale, radius)
+    constants = launch.constants
+    slices = max(packed_dims // constants["SLICE_D"], packed_channels // constants["SLICE_C"])
+    tiles_per_program = constants["QUERIES"] // TILE
+    grid = TileGrid.of(features, tiles_per_program)
+    params = LamParams.of(sigma, eps, scale, radius)
     with torch.cuda.device_of(features):
-        f = pack(features, grid, dims)
-        v, g, out = (pack(maps, grid, width) for maps in (values, grad_output, output))
-        tiles = describe(f, v, grid, numbers, (g, out, log_denominator))
-        lists, counts = list_tiles(tiles, grid, numbers, together, family, symmetric=True)
-        backward_kernel[counts.numel(), slices](
-            f,
-            v,
-            g,
-            tiles.own_product,
-            tiles.delta,
-            tiles.log_denominator,
-            lists,
-            counts,
-            grad_features,
-            grad_values,
-            *grid,
-            lists.shape[-1],
-            features.shape[1],
-            values.shape[1],
-            dims,
-            width,
-            *numbers,
-            **constants,
-            num_warps=warps,
-            num_stages=stages,
+        packed_features = pack(features, grid, packed_dims)
+        packed_values, packed_grad, packed_output = (
+            pack(maps, grid, packed_channels) for maps in (values, grad_output, output)
+        )
+        upstream = Upstream(packed_grad, packed_output, log_denominator)
+        tiles = describe(packed_features, packed_values, grid, scale, upstream)
+        lists = list_tiles(
+            tiles, grid, params, tiles_per_program, family, window=window, symmetric=True
+        )
+        backward_kernel[lists.list_lengths.numel(), slices](
+            features=packed_features,
+            values=packed_values,
+            grad_output=packed_grad,
+            sq_norm=tiles.sq_norm,
+            delta=tiles.delta,
+            log_denominator=tiles.log_denominator,
+            **lists._asdict(),
+            grad_features=grad_features,
+            grad_values=grad_values,
+            **grid._asdict(),
+            list_capacity=lists.tile_lists.shape[-1],
+            dims=dims,
+            channels=channels,
+            packed_dims=packed_dims,
+            packed_channels=packed_channels,
+            **params._asdict(),
+            **launch.keywords(),
         )
     return laid_out_as(grad_features, features), laid_out_as(grad_values, values)
 
@@ -135,18 +143,18 @@ LIBRARY.impl("lam_backward", lam_backward, "CUDA")
 
 
 def _fits(features: Tensor, values: Tensor) -> bool:
-    """Whether the kernels take the inputs; others go to the reference."""
+    """Return whether the kernels take the inputs; others go to the reference."""
     return (
         features.dtype in lam_config.DTYPES
         and _has_matrix_units(features.device)
-        and features.shape[1] <= lam_config.MOST_DIMS
-        and values.shape[1] <= lam_config.MOST_CHANNELS
+        and features.shape[1] <= lam_config.MAX_DIMS
+        and values.shape[1] <= lam_config.MAX_CHANNELS
     )
 
 
 @lru_cache
 def _has_matrix_units(device: torch.device) -> bool:
-    """Whether the chip multiplies matrices of every dtype that the table knows."""
+    """Return whether the chip multiplies matrices of every dtype in the table."""
     if device.type != "cuda" or torch.version.hip is not None:
         return True
     return torch.cuda.get_device_capability(device) >= (8, 0)
@@ -154,7 +162,7 @@ def _has_matrix_units(device: torch.device) -> bool:
 
 @lru_cache
 def _family(device: torch.device) -> str:
-    """The chip's row of the table."""
+    """Return the chip's row of the table."""
     if device.type != "cuda":  # Triton's interpreter, for which any does
         return "sm_90"
     properties = torch.cuda.get_device_properties(device)

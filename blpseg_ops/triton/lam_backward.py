@@ -1,8 +1,8 @@
-"""LAM's gradients of a run of pixels, gathered from the tiles that matter: no atomics.
+"""LAM's gradients of a block of pixels, gathered from the tiles that matter: no atomics.
 
-Scores are symmetric, so the product of two tiles' features serves both directions: what the run
-gets as targets of the other tile, and what it gets as its sources. The features' gradient is one
-product with the sum of both.
+Scores are symmetric, so one product of two tiles' features serves both directions: the owned pixels
+as queries of the other tile's keys, and as keys of the other tile's queries. The features' gradient
+is one product with the sum of both score gradients.
 """
 
 from __future__ import annotations
@@ -11,182 +11,216 @@ import triton
 import triton.language as tl
 
 from blpseg_ops.triton.lam_math import (
+    dot_products,
+    in_window,
     log_weights,
-    only,
-    place,
-    products,
+    mask_logits,
+    pixel_yx,
     squared_distances,
-    within,
 )
 
 
 @triton.jit
-def _share(log_weight, log_denominator):
-    """At most 1, also where the smallest difference in rounding is large beside 1."""
-    log_share = log_weight - log_denominator
-    return tl.exp(tl.minimum(log_share, 0.0, propagate_nan=tl.PropagateNan.ALL))
+def _probability(log_weight, log_denominator):
+    """Return exp(log_weight - log_denominator), at most 1 whatever the rounding."""
+    log_prob = log_weight - log_denominator
+    return tl.exp(tl.minimum(log_prob, 0.0, propagate_nan=tl.PropagateNan.ALL))
+
+
+@triton.jit
+def _score_gradient(
+    dot_product,  # [QUERIES, KEYS]
+    reward,  # [QUERIES, KEYS], <g_b, v_a>
+    distance2,  # [QUERIES, KEYS]
+    visible,  # [QUERIES, KEYS], used only with WINDOW
+    query_sq_norm,  # this and the next two: [QUERIES, 1] or [1, KEYS], by who is the query
+    query_log_denominator,
+    query_delta,
+    scale,
+    inv_two_sigma_sq,
+    log_eps,
+    HAS_EPS: tl.constexpr,
+    WINDOW: tl.constexpr,
+):
+    """Return the probabilities P_ab of one direction and the score gradients ds_ab."""
+    log_similarity, log_weight = log_weights(
+        dot_product, query_sq_norm, distance2, scale, inv_two_sigma_sq
+    )
+    if WINDOW:
+        log_similarity, log_weight = mask_logits(visible, log_similarity, log_weight)
+    prob = _probability(log_weight, query_log_denominator)
+    grad_score = prob * (reward - query_delta)
+    if HAS_EPS:
+        grad_score -= _probability(log_similarity + log_eps, query_log_denominator) * query_delta
+    return prob, grad_score
 
 
 @triton.jit(
     do_not_specialize=[
-        "height", "width", "columns", "tiles", "room", "dims", "channels",
-        "scale", "precision", "log_eps", "radius",
+        "height", "width", "tile_columns", "tiles", "list_capacity", "dims", "channels",
+        "scale", "inv_two_sigma_sq", "log_eps", "radius",
     ]
 )  # fmt: skip
 def backward_kernel(
     features,  # [N, tiles, 64, packed_dims]
     values,  # [N, tiles, 64, packed_channels]
-    gradient,  # [N, tiles, 64, packed_channels]
-    own_product,  # [N, tiles, 64]
+    grad_output,  # [N, tiles, 64, packed_channels]
+    sq_norm,  # [N, tiles, 64]
     delta,  # [N, tiles, 64]
     log_denominator,  # [N, tiles, 64]
-    lists,  # [N, tiles * 64 / TARGETS, room]
-    counts,  # [N, tiles * 64 / TARGETS]
+    tile_lists,  # [N, query blocks, list_capacity]
+    list_lengths,  # [N, query blocks]
     grad_features,  # [N, D, h, w], contiguous
     grad_values,  # [N, C, h, w], contiguous
     height,
     width,
-    columns,
+    tile_columns,
     tiles,
-    room,
+    list_capacity,
     dims,
     channels,
     packed_dims,
     packed_channels,
     scale,
-    precision,
+    inv_two_sigma_sq,
     log_eps,
     radius,
     HAS_EPS: tl.constexpr,
     WINDOW: tl.constexpr,
-    TARGETS: tl.constexpr,  # pixels a program
-    SOURCES: tl.constexpr,  # pixels a step
-    WHOLE_D: tl.constexpr,  # whether BLOCK_D is all features
-    WHOLE_C: tl.constexpr,  # whether BLOCK_C is all channels
-    BLOCK_D: tl.constexpr,  # features that are multiplied in one go
-    BLOCK_C: tl.constexpr,  # channels, likewise
-    SLICE_D: tl.constexpr,  # features whose gradient a program makes
-    SLICE_C: tl.constexpr,  # channels, likewise
+    QUERIES: tl.constexpr,  # pixels that a program owns
+    KEYS: tl.constexpr,  # other pixels per step
+    D_FITS_IN_ONE_BLOCK: tl.constexpr,  # BLOCK_D == packed_dims
+    C_FITS_IN_ONE_BLOCK: tl.constexpr,  # BLOCK_C == packed_channels
+    BLOCK_D: tl.constexpr,  # features per matrix product
+    BLOCK_C: tl.constexpr,  # channels per matrix product
+    SLICE_D: tl.constexpr,  # features whose gradient one program computes
+    SLICE_C: tl.constexpr,  # channels whose gradient one program computes
     INPUT_PRECISION: tl.constexpr,
 ):
-    """Make the gradients of TARGETS pixels; program ids: image and run, slice of the gradients.
+    """Compute the gradients of the pixels that a program owns.
 
-    Where there are more slices of features than of channels or the other way round, the programs
-    beyond have nothing of the one to store.
+    Grid axis 0 covers images and blocks of QUERIES pixels. Axis 1 covers max(feature slices,
+    channel slices); programs past the shorter one store only the longer.
+
+    own_*: pixels this program owns. other_*: the tile being visited.
     """
-    runs = tiles * 64 // TARGETS
-    run = tl.program_id(0)
-    image = (run // runs).to(tl.int64)
+    # 1. The owned pixels: features, values, gradients and what was saved by forward.
+    blocks_per_image = tiles * 64 // QUERIES
+    block = tl.program_id(0)
+    image = (block // blocks_per_image).to(tl.int64)
     features += image * tiles * 64 * packed_dims
     values += image * tiles * 64 * packed_channels
-    gradient += image * tiles * 64 * packed_channels
-    own_product += image * tiles * 64
+    grad_output += image * tiles * 64 * packed_channels
+    sq_norm += image * tiles * 64
     delta += image * tiles * 64
     log_denominator += image * tiles * 64
-    lists += run.to(tl.int64) * room
+    tile_lists += block.to(tl.int64) * list_capacity
 
-    # Names without a prefix or with `own` are the run's, those with `their` the other tile's.
-    pixel = run % runs * TARGETS + tl.arange(0, TARGETS)
+    pixel = block % blocks_per_image * QUERIES + tl.arange(0, QUERIES)
     row = pixel.to(tl.int64)[:, None]
-    y, x = place(pixel, columns)
+    y, x = pixel_yx(pixel, tile_columns)
     dim, channel = tl.arange(0, BLOCK_D)[None, :], tl.arange(0, BLOCK_C)[None, :]
     own_features = features + row * packed_dims + dim
     own_values = values + row * packed_channels + channel
-    own_gradient = gradient + row * packed_channels + channel
-    first_features = tl.load(own_features)
-    first_values = tl.load(own_values)
-    first_gradient = tl.load(own_gradient)
-    own = tl.load(own_product + pixel)[:, None]
+    own_grad = grad_output + row * packed_channels + channel
+    own_first_features = tl.load(own_features)
+    own_first_values = tl.load(own_values)
+    own_first_grad = tl.load(own_grad)
+    own_sq_norm = tl.load(sq_norm + pixel)[:, None]
     own_delta = tl.load(delta + pixel)[:, None]
     own_log_denominator = tl.load(log_denominator + pixel)[:, None]
 
-    lane = tl.arange(0, SOURCES)
-    their_features = features + lane[:, None] * packed_dims + dim
-    their_values = values + lane[:, None] * packed_channels + channel
-    their_gradient = gradient + lane[:, None] * packed_channels + channel
-    feature = tl.program_id(1) * SLICE_D + tl.arange(0, SLICE_D)
-    channel = tl.program_id(1) * SLICE_C + tl.arange(0, SLICE_C)
-    features_slice = features + lane[:, None] * packed_dims + (feature % packed_dims)[None, :]
-    gradient_slice = (
-        gradient + lane[:, None] * packed_channels + (channel % packed_channels)[None, :]
+    lane = tl.arange(0, KEYS)
+    other_features = features + lane[:, None] * packed_dims + dim
+    other_values = values + lane[:, None] * packed_channels + channel
+    other_grad = grad_output + lane[:, None] * packed_channels + channel
+    slice_d = tl.program_id(1) * SLICE_D + tl.arange(0, SLICE_D)
+    slice_c = tl.program_id(1) * SLICE_C + tl.arange(0, SLICE_C)
+    features_slice = features + lane[:, None] * packed_dims + (slice_d % packed_dims)[None, :]
+    grad_slice = (
+        grad_output + lane[:, None] * packed_channels + (slice_c % packed_channels)[None, :]
     )
 
-    total_features = tl.zeros([TARGETS, SLICE_D], tl.float32)
-    total_values = tl.zeros([TARGETS, SLICE_C], tl.float32)
-    for i in range(tl.load(counts + run) * (64 // SOURCES)):
-        first = tl.load(lists + i // (64 // SOURCES)) * 64 + i % (64 // SOURCES) * SOURCES
-        their_y, their_x = place(first + lane, columns)
+    total_features = tl.zeros([QUERIES, SLICE_D], tl.float32)
+    total_values = tl.zeros([QUERIES, SLICE_C], tl.float32)
+    for i in range(tl.load(list_lengths + block) * (64 // KEYS)):
+        # 2. Scores with the next KEYS pixels, the same in both directions. Pixels outside the
+        # image have features, values and gradients of 0, and so add nothing.
+        first = tl.load(tile_lists + i // (64 // KEYS)) * 64 + i % (64 // KEYS) * KEYS
+        other = first + lane
+        other_y, other_x = pixel_yx(other, tile_columns)
         first = first.to(tl.int64)
-        product = products(
+        dot_product = dot_products(
             own_features,
-            first_features,
-            their_features + first * packed_dims,
+            own_first_features,
+            other_features + first * packed_dims,
             packed_dims,
-            WHOLE_D,
+            D_FITS_IN_ONE_BLOCK,
             BLOCK_D,
             INPUT_PRECISION,
         )
-        distance2 = squared_distances(y, x, their_y, their_x)
+        distance2 = squared_distances(y, x, other_y, other_x)
+        visible = distance2 >= 0
         if WINDOW:
-            visible = within(y, x, their_y, their_x, radius)
+            visible = in_window(y, x, other_y, other_x, radius)
 
-        # The run as target, the other tile as source. What lies outside of the image has
-        # features, values and gradients 0, and so adds nothing.
-        log_similarity, log_weight = log_weights(product, own, distance2, scale, precision)
-        if WINDOW:
-            log_similarity, log_weight = only(visible, log_similarity, log_weight)
-        share = _share(log_weight, own_log_denominator)
-        reward = products(
-            own_gradient,
-            first_gradient,
-            their_values + first * packed_channels,
+        # 3. The owned pixels as queries, the others as keys.
+        reward = dot_products(
+            own_grad,
+            own_first_grad,
+            other_values + first * packed_channels,
             packed_channels,
-            WHOLE_C,
+            C_FITS_IN_ONE_BLOCK,
             BLOCK_C,
             INPUT_PRECISION,
         )
-        grad_score = share * (reward - own_delta)
-        if HAS_EPS:
-            grad_score -= _share(log_similarity + log_eps, own_log_denominator) * own_delta
+        prob, grad_score = _score_gradient(
+            dot_product, reward, distance2, visible, own_sq_norm, own_log_denominator, own_delta,
+            scale, inv_two_sigma_sq, log_eps, HAS_EPS, WINDOW,
+        )  # fmt: skip
 
-        # And the other way round.
-        their = tl.load(own_product + first + lane)[None, :]
-        their_delta = tl.load(delta + first + lane)[None, :]
-        their_log_denominator = tl.load(log_denominator + first + lane)[None, :]
-        log_similarity, log_weight = log_weights(product, their, distance2, scale, precision)
-        if WINDOW:
-            log_similarity, log_weight = only(visible, log_similarity, log_weight)
-        share = _share(log_weight, their_log_denominator)
-        reward = products(
+        # 4. The others as queries, the owned pixels as keys.
+        reward = dot_products(
             own_values,
-            first_values,
-            their_gradient + first * packed_channels,
+            own_first_values,
+            other_grad + first * packed_channels,
             packed_channels,
-            WHOLE_C,
+            C_FITS_IN_ONE_BLOCK,
             BLOCK_C,
             INPUT_PRECISION,
         )
-        grad_score += share * (reward - their_delta)
-        if HAS_EPS:
-            grad_score -= _share(log_similarity + log_eps, their_log_denominator) * their_delta
+        other_sq_norm = tl.load(sq_norm + other)[None, :]
+        other_delta = tl.load(delta + other)[None, :]
+        other_log_denominator = tl.load(log_denominator + other)[None, :]
+        prob, other_grad_score = _score_gradient(
+            dot_product, reward, distance2, visible, other_sq_norm, other_log_denominator,
+            other_delta, scale, inv_two_sigma_sq, log_eps, HAS_EPS, WINDOW,
+        )  # fmt: skip
 
-        g = tl.load(gradient_slice + first * packed_channels)
-        total_values = tl.dot(share.to(g.dtype), g, total_values, input_precision=INPUT_PRECISION)
-        f = tl.load(features_slice + first * packed_dims)
+        # 5. grad_values of the owned keys; grad_features from both directions' score gradients.
+        grad = tl.load(grad_slice + first * packed_channels)
+        total_values = tl.dot(
+            prob.to(grad.dtype), grad, total_values, input_precision=INPUT_PRECISION
+        )
+        feature = tl.load(features_slice + first * packed_dims)
         total_features = tl.dot(
-            grad_score.to(f.dtype), f, total_features, input_precision=INPUT_PRECISION
+            (grad_score + other_grad_score).to(feature.dtype),
+            feature,
+            total_features,
+            input_precision=INPUT_PRECISION,
         )
 
+    # 6. Store.
     inside = ((y < height) & (x < width))[:, None]
     area = height.to(tl.int64) * width
-    place_in_map = (y.to(tl.int64) * width + x)[:, None]
+    pixel_offset = (y.to(tl.int64) * width + x)[:, None]
     tl.store(
-        grad_features + place_in_map + ((image * dims + feature) * area)[None, :],
+        grad_features + pixel_offset + ((image * dims + slice_d) * area)[None, :],
         total_features * scale,
-        mask=inside & (feature < dims)[None, :],
+        mask=inside & (slice_d < dims)[None, :],
     )
     tl.store(
-        grad_values + place_in_map + ((image * channels + channel) * area)[None, :],
+        grad_values + pixel_offset + ((image * channels + slice_c) * area)[None, :],
         total_values,
-        mask=inside & (channel < channels)[None, :],
+        mask=inside & (slice_c < channels)[None, :],
     )

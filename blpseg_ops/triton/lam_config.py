@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 
 import torch
 
-MOST_DIMS = 512
-MOST_CHANNELS = 256
+MAX_DIMS = 512
+MAX_CHANNELS = 256
+PACKED = 32  # packed widths are multiples of this
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # Chips that take the same table: by their matrix units, and sm_80 by the 99 KiB of shared memory of
 # its smallest member.
@@ -25,8 +26,12 @@ class Launch(NamedTuple):
     """What a kernel is compiled with."""
 
     constants: dict[str, Any]  # bool, int or str, by the kernel's own names
-    num_warps: int
-    num_stages: int
+    num_warps: int = 4
+    num_stages: int = 3
+
+    def keywords(self) -> dict[str, Any]:
+        """Return all of it as keywords of a launch."""
+        return {**self.constants, "num_warps": self.num_warps, "num_stages": self.num_stages}
 
 
 def family_of(arch: str) -> str:
@@ -47,57 +52,57 @@ def packed_channels(channels: int) -> int:
 
 
 def forward(
-    family: str, dtype: torch.dtype, dims: int, channels: int, eps: float, window: bool
+    family: str, dtype: torch.dtype, dims: int, channels: int, has_eps: bool, window: bool
 ) -> Launch:
-    """Of the forward kernel, for packed numbers of features and channels."""
+    """Return the forward kernel's launch for packed numbers of features and channels."""
     if dtype == torch.float32:
-        targets, warps, stages = 64, 4, 2
+        queries, warps, stages = 64, 4, 2
         whole = dims == 64 and family != "sm_100"
         block = 64 if whole else 32
-        sources = 32 if channels == 32 else 16
+        keys = 32 if channels == 32 else 16
         if family == "sm_90" and channels == 32 and dims == 64:
-            sources = 64  # its matrix units read the targets' features anew for every product
+            keys = 64  # its matrix units read the queries' features anew for every product
     else:
-        targets, warps, stages = 128, 8, 3 if family == "sm_90" else 2
+        queries, warps, stages = 128, 8, 3 if family == "sm_90" else 2
         whole = _is_whole(family, dims)
         block = dims if whole else 128
-        sources = 64
+        keys = 64
     constants = {
-        "HAS_EPS": eps > 0,
+        "HAS_EPS": has_eps,
         "WINDOW": window,
-        "TARGETS": targets,
-        "SOURCES": sources,
-        "WHOLE": whole,
-        "BLOCK": block,
-        "SLICE": min(channels, 64),
+        "QUERIES": queries,
+        "KEYS": keys,
+        "FITS_IN_ONE_BLOCK": whole,
+        "BLOCK_D": block,
+        "SLICE_C": min(channels, 64),
         "INPUT_PRECISION": _input_precision(family),
     }
     return Launch(constants, warps, stages)
 
 
 def backward(
-    family: str, dtype: torch.dtype, dims: int, channels: int, eps: float, window: bool
+    family: str, dtype: torch.dtype, dims: int, channels: int, has_eps: bool, window: bool
 ) -> Launch:
-    """Of the backward kernel, for packed numbers of features and channels."""
-    targets, warps, sources = 64, 4, 32
+    """Return the backward kernel's launch for packed numbers of features and channels."""
+    queries, warps, keys = 64, 4, 32
     if dtype == torch.float32:
         whole, block, features = False, 32, 64
         if channels > 32 or family == "sm_100":
-            sources = 16
+            keys = 16
     else:
         whole = _is_whole(family, dims)
         block, features = dims if whole else 128, min(dims, 128)
         if family != "gfx942":
-            targets, warps = 128, 8
+            queries, warps = 128, 8
         if not whole:
-            sources = 16
+            keys = 16
     constants = {
-        "HAS_EPS": eps > 0,
+        "HAS_EPS": has_eps,
         "WINDOW": window,
-        "TARGETS": targets,
-        "SOURCES": sources,
-        "WHOLE_D": whole,
-        "WHOLE_C": channels == 32,
+        "QUERIES": queries,
+        "KEYS": keys,
+        "D_FITS_IN_ONE_BLOCK": whole,
+        "C_FITS_IN_ONE_BLOCK": channels == 32,
         "BLOCK_D": block,
         "BLOCK_C": 32,
         "SLICE_D": features,
@@ -107,12 +112,39 @@ def backward(
     return Launch(constants, warps, num_stages=2)
 
 
-def bound_precision(family: str) -> str:
-    """How the products of bounds are made, which are rounded up.
+def pack() -> Launch:
+    """Return the launch of pack_kernel."""
+    return Launch({"BLOCK": PACKED})
 
-    In tf32 where it is to be had: Triton 3.6 fails on so short products of it for sm_100.
-    """
-    return "tf32" if family in ("sm_80", "sm_90") else "ieee"
+
+def describe(backward: bool) -> Launch:
+    """Return the launch of describe_kernel."""
+    return Launch({"BACKWARD": backward, "BLOCK": PACKED})
+
+
+def list_tiles(tiles_per_program: int, window: bool, symmetric: bool) -> Launch:
+    """Return the launch of list_kernel."""
+    constants = {
+        "TILES_PER_PROGRAM": tiles_per_program,
+        "WINDOW": window,
+        "SYMMETRIC": symmetric,
+        "BLOCK": 128,
+    }
+    return Launch(constants)
+
+
+def refine(family: str, tiles_per_program: int, window: bool, symmetric: bool) -> Launch:
+    """Return the launch of refine_kernel."""
+    constants = {
+        "QUERIES": 64 * tiles_per_program,
+        "WINDOW": window,
+        "SYMMETRIC": symmetric,
+        # Bounds are rounded up, so tf32 will do. Triton 3.6 fails on such short products of it
+        # for sm_100.
+        "INPUT_PRECISION": "tf32" if family in ("sm_80", "sm_90") else "ieee",
+        "BLOCK": 128,
+    }
+    return Launch(constants, num_warps=4 * tiles_per_program)
 
 
 KERNELS: dict[str, Callable[..., Launch]] = {"forward": forward, "backward": backward}
@@ -121,11 +153,11 @@ KERNELS: dict[str, Callable[..., Launch]] = {"forward": forward, "backward": bac
 def every(family: str) -> Iterator[tuple[str, torch.dtype, Launch]]:
     """All that the table may choose for a family, each once."""
     seen = []
-    dims = sorted({packed_dims(d) for d in range(1, MOST_DIMS + 1)})
-    channels = sorted({packed_channels(c) for c in range(1, MOST_CHANNELS + 1)})
-    options = product(KERNELS, DTYPES, dims, channels, (0.0, 1.0), (False, True))
-    for name, dtype, d, c, eps, window in options:
-        choice = name, dtype, KERNELS[name](family, dtype, d, c, eps, window)
+    dims = sorted({packed_dims(d) for d in range(1, MAX_DIMS + 1)})
+    channels = sorted({packed_channels(c) for c in range(1, MAX_CHANNELS + 1)})
+    options = product(KERNELS, DTYPES, dims, channels, (False, True), (False, True))
+    for name, dtype, d, c, has_eps, window in options:
+        choice = name, dtype, KERNELS[name](family, dtype, d, c, has_eps, window)
         if choice not in seen:
             seen.append(choice)
             yield choice

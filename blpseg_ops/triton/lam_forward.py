@@ -1,7 +1,7 @@
-"""LAM of a run of targets: one pass over the source tiles that matter, with an online softmax.
+"""LAM of a query block: one pass over the key tiles that matter, with an online softmax.
 
-Weights are relative to the target's own, w_bb = 1, so the running maximum begins at 0 and no sum is
-ever empty. Z and eps T are sums over the same scores and share it.
+Weights are relative to the query's own weight, w_bb = 1, so the running maximum starts at 0 and no
+denominator is ever 0. Z and eps T are sums over the same scores and share the maximum.
 """
 
 from __future__ import annotations
@@ -10,117 +10,138 @@ import triton
 import triton.language as tl
 
 from blpseg_ops.triton.lam_math import (
+    dot_products,
+    in_window,
     log_weights,
-    only,
-    place,
-    products,
+    mask_logits,
+    pixel_yx,
     squared_distances,
-    within,
 )
+
+
+@triton.jit
+def _update_softmax(
+    log_weight,  # [QUERIES, KEYS]
+    log_similarity,  # [QUERIES, KEYS]
+    log_eps,
+    max_logit,  # [QUERIES]
+    denominator,  # [QUERIES], relative to exp(max_logit)
+    HAS_EPS: tl.constexpr,
+):
+    """Add a step's keys to Z + eps T; return the weights and the factor on what was summed."""
+    step_max = tl.max(log_weight, 1)
+    if HAS_EPS:
+        step_max = tl.maximum(step_max, tl.max(log_similarity, 1) + log_eps)
+    new_max = tl.maximum(max_logit, step_max)
+    rescale = tl.exp(max_logit - new_max)
+    weight = tl.exp(log_weight - new_max[:, None])
+    step_sum = tl.sum(weight, 1)
+    if HAS_EPS:
+        step_sum += tl.sum(tl.exp(log_similarity + (log_eps - new_max)[:, None]), 1)
+    return weight, rescale, new_max, denominator * rescale + step_sum
 
 
 @triton.jit(
     do_not_specialize=[
-        "height", "width", "columns", "tiles", "room", "channels",
-        "scale", "precision", "log_eps", "radius",
+        "height", "width", "tile_columns", "tiles", "list_capacity", "channels",
+        "scale", "inv_two_sigma_sq", "log_eps", "radius",
     ]
 )  # fmt: skip
 def forward_kernel(
     features,  # [N, tiles, 64, packed_dims]
     values,  # [N, tiles, 64, packed_channels]
-    own_product,  # [N, tiles, 64]
-    lists,  # [N, tiles * 64 / TARGETS, room]
-    counts,  # [N, tiles * 64 / TARGETS]
+    sq_norm,  # [N, tiles, 64]
+    tile_lists,  # [N, query blocks, list_capacity]
+    list_lengths,  # [N, query blocks]
     output,  # [N, C, h, w], contiguous
     log_denominator,  # [N, h, w], contiguous
     height,
     width,
-    columns,
+    tile_columns,
     tiles,
-    room,
+    list_capacity,
     channels,
     packed_dims,
     packed_channels,
     scale,
-    precision,
+    inv_two_sigma_sq,
     log_eps,
     radius,
     HAS_EPS: tl.constexpr,
     WINDOW: tl.constexpr,
-    TARGETS: tl.constexpr,  # pixels a program
-    SOURCES: tl.constexpr,  # pixels a step
-    WHOLE: tl.constexpr,  # whether BLOCK is all features
-    BLOCK: tl.constexpr,  # features that are multiplied in one go
-    SLICE: tl.constexpr,  # channels a program
+    QUERIES: tl.constexpr,  # pixels per program
+    KEYS: tl.constexpr,  # pixels per step
+    FITS_IN_ONE_BLOCK: tl.constexpr,  # BLOCK_D == packed_dims
+    BLOCK_D: tl.constexpr,  # features per matrix product
+    SLICE_C: tl.constexpr,  # channels per program
     INPUT_PRECISION: tl.constexpr,
 ):
-    """Make the output of TARGETS pixels; program ids: image and run, slice of the channels."""
-    runs = tiles * 64 // TARGETS
-    run = tl.program_id(0)
-    image = (run // runs).to(tl.int64)
+    """Compute the output of a query block; program ids: image and query block, channel slice."""
+    # 1. The query block: its pixels, features and norms.
+    blocks_per_image = tiles * 64 // QUERIES
+    block = tl.program_id(0)
+    image = (block // blocks_per_image).to(tl.int64)
     features += image * tiles * 64 * packed_dims
     values += image * tiles * 64 * packed_channels
-    lists += run.to(tl.int64) * room
+    tile_lists += block.to(tl.int64) * list_capacity
+    query = block % blocks_per_image * QUERIES + tl.arange(0, QUERIES)
+    y, x = pixel_yx(query, tile_columns)
+    query_sq_norm = tl.load(sq_norm + image * tiles * 64 + query)[:, None]
+    dim = tl.arange(0, BLOCK_D)
+    query_features = features + query.to(tl.int64)[:, None] * packed_dims + dim[None, :]
+    first_block_of_queries = tl.load(query_features)
+    lane = tl.arange(0, KEYS)
+    channel = tl.program_id(1) * SLICE_C + tl.arange(0, SLICE_C)
+    key_features = features + lane[:, None] * packed_dims + dim[None, :]
+    key_values = values + lane[:, None] * packed_channels + channel[None, :]
 
-    target = run % runs * TARGETS + tl.arange(0, TARGETS)
-    y, x = place(target, columns)
-    own = tl.load(own_product + image * tiles * 64 + target)[:, None]
-    dim = tl.arange(0, BLOCK)
-    target_features = features + target.to(tl.int64)[:, None] * packed_dims + dim[None, :]
-    first_features = tl.load(target_features)
-    lane = tl.arange(0, SOURCES)
-    channel = tl.program_id(1) * SLICE + tl.arange(0, SLICE)
-    source_features = features + lane[:, None] * packed_dims + dim[None, :]
-    source_values = values + lane[:, None] * packed_channels + channel[None, :]
-
-    highest = tl.zeros([TARGETS], tl.float32)
-    denominator = tl.zeros([TARGETS], tl.float32)
-    total = tl.zeros([TARGETS, SLICE], tl.float32)
-    for i in range(tl.load(counts + run) * (64 // SOURCES)):
-        first = tl.load(lists + i // (64 // SOURCES)) * 64 + i % (64 // SOURCES) * SOURCES
-        source_y, source_x = place(first + lane, columns)
-        first = first.to(tl.int64)
-        product = products(
-            target_features,
-            first_features,
-            source_features + first * packed_dims,
+    max_logit = tl.zeros([QUERIES], tl.float32)
+    denominator = tl.zeros([QUERIES], tl.float32)
+    total = tl.zeros([QUERIES, SLICE_C], tl.float32)
+    for i in range(tl.load(list_lengths + block) * (64 // KEYS)):
+        # 2. Scores of the next KEYS keys.
+        first_key = tl.load(tile_lists + i // (64 // KEYS)) * 64 + i % (64 // KEYS) * KEYS
+        key_y, key_x = pixel_yx(first_key + lane, tile_columns)
+        first_key = first_key.to(tl.int64)
+        dot_product = dot_products(
+            query_features,
+            first_block_of_queries,
+            key_features + first_key * packed_dims,
             packed_dims,
-            WHOLE,
-            BLOCK,
+            FITS_IN_ONE_BLOCK,
+            BLOCK_D,
             INPUT_PRECISION,
         )
-        distance2 = squared_distances(y, x, source_y, source_x)
-        log_similarity, log_weight = log_weights(product, own, distance2, scale, precision)
-        visible = ((source_y < height) & (source_x < width))[None, :]
-        if WINDOW:
-            visible = visible & within(y, x, source_y, source_x, radius)
-        log_similarity, log_weight = only(visible, log_similarity, log_weight)
 
-        peak = tl.max(log_weight, 1)
-        if HAS_EPS:
-            peak = tl.maximum(peak, tl.max(log_similarity, 1) + log_eps)
-        raised = tl.maximum(highest, peak)
-        fade = tl.exp(highest - raised)
-        highest = raised
-        weight = tl.exp(log_weight - raised[:, None])
-        part = tl.sum(weight, 1)
-        if HAS_EPS:
-            part += tl.sum(tl.exp(log_similarity + (log_eps - raised)[:, None]), 1)
-        denominator = denominator * fade + part
-        source = tl.load(source_values + first * packed_channels)
+        # 3. Weights relative to the query's own.
+        distance2 = squared_distances(y, x, key_y, key_x)
+        log_similarity, log_weight = log_weights(
+            dot_product, query_sq_norm, distance2, scale, inv_two_sigma_sq
+        )
+        visible = ((key_y < height) & (key_x < width))[None, :]
+        if WINDOW:
+            visible = visible & in_window(y, x, key_y, key_x, radius)
+        log_similarity, log_weight = mask_logits(visible, log_similarity, log_weight)
+
+        # 4. Online softmax, and the product with the values.
+        weight, rescale, max_logit, denominator = _update_softmax(
+            log_weight, log_similarity, log_eps, max_logit, denominator, HAS_EPS
+        )
+        value = tl.load(key_values + first_key * packed_channels)
         total = tl.dot(
-            weight.to(source.dtype), source, total * fade[:, None], input_precision=INPUT_PRECISION
+            weight.to(value.dtype), value, total * rescale[:, None], input_precision=INPUT_PRECISION
         )
 
+    # 5. Normalize and store.
     inside = (y < height) & (x < width)
-    pixel = y.to(tl.int64) * width + x
+    pixel_offset = y.to(tl.int64) * width + x
     area = height.to(tl.int64) * width
-    of_channel = (image * channels + channel) * area
+    channel_offset = (image * channels + channel) * area
     tl.store(
-        output + pixel[:, None] + of_channel[None, :],
+        output + pixel_offset[:, None] + channel_offset[None, :],
         total / denominator[:, None],
         mask=inside[:, None] & (channel < channels)[None, :],
     )
     if tl.program_id(1) == 0:
-        log_sum = highest + tl.log(denominator)
-        tl.store(log_denominator + image * area + pixel, log_sum, mask=inside)
+        log_sum = max_logit + tl.log(denominator)
+        tl.store(log_denominator + image * area + pixel_offset, log_sum, mask=inside)

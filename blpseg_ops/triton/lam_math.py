@@ -1,58 +1,80 @@
-"""What LAM's kernels share: where pixels lie, scores, and the constants of the tiling.
+"""What LAM's kernels share: pixel positions, scores, and the constants of the tiling.
 
-Images are cut into tiles of 8 x 8 pixels, so that the Gaussian leaves out whole tiles.
+Images are cut into tiles of 8 x 8 pixels, so that the Gaussian rules out whole tiles.
 """
 
 from __future__ import annotations
 
+import math
+from typing import NamedTuple
+
 import triton
 import triton.language as tl
 
-SIDE = 8  # pixels of a tile a side
-TILE = SIDE * SIDE  # pixels in a tile
+SIDE = 8  # pixels per side of a tile
+TILE = SIDE * SIDE  # pixels per tile
 
 _SIDE = tl.constexpr(SIDE)
 _TILE = tl.constexpr(TILE)
 
 
+class LamParams(NamedTuple):
+    """LAM's parameters as kernels take them; field names are the kernels' argument names."""
+
+    scale: float
+    inv_two_sigma_sq: float
+    log_eps: float
+    radius: int  # of the window; unused (0) in kernels compiled with WINDOW=False
+
+    @staticmethod
+    def of(sigma: float, eps: float, scale: float, radius: int | None) -> LamParams:
+        """Convert the operator's parameters."""
+        # Beyond 1e30 a neighbor's weight is 0 all the same, and the pixel's own is not 0 * inf.
+        inv_two_sigma_sq = min(0.5 / sigma / sigma, 1e30)
+        log_eps = math.log(eps) if eps > 0 else -math.inf
+        return LamParams(scale, inv_two_sigma_sq, log_eps, min(radius or 0, 2**30))
+
+
 @triton.jit
-def place(pixels, columns):
-    """Row and column in the image of pixels that are counted tile by tile."""
+def pixel_yx(pixels, tile_columns):
+    """Return row and column in the image of pixels that are numbered tile by tile."""
     tile, lane = pixels // _TILE, pixels % _TILE
-    y = tile // columns * _SIDE + lane // _SIDE
-    x = tile % columns * _SIDE + lane % _SIDE
+    y = tile // tile_columns * _SIDE + lane // _SIDE
+    x = tile % tile_columns * _SIDE + lane % _SIDE
     return y, x
 
 
 @triton.jit
 def squared_distances(y_rows, x_rows, y_columns, x_columns):
-    """[rows, columns] of two lists of pixels, float32: exact, and 0 for one and the same pixel."""
+    """Return float32 [ROWS, COLUMNS] between two lists of pixels, exact."""
     dy = (y_rows[:, None] - y_columns[None, :]).to(tl.float32)
     dx = (x_rows[:, None] - x_columns[None, :]).to(tl.float32)
     return dy * dy + dx * dx
 
 
 @triton.jit
-def within(y_rows, x_rows, y_columns, x_columns, radius):
-    """Whether a pixel lies in the other's window, [rows, columns] of two lists of pixels."""
+def in_window(y_rows, x_rows, y_columns, x_columns, radius):
+    """Return whether two pixels lie in each other's window, [ROWS, COLUMNS]."""
     dy = tl.abs(y_rows[:, None] - y_columns[None, :])
     dx = tl.abs(x_rows[:, None] - x_columns[None, :])
     return tl.maximum(dy, dx) <= radius
 
 
 @triton.jit
-def products(
+def dot_products(
     rows,  # [ROWS, BLOCK] pointers to the first BLOCK numbers of vectors
-    first_of_rows,  # [ROWS, BLOCK], what they point to: stays in place where it is the whole
+    first_block_of_rows,  # [ROWS, BLOCK], loaded from `rows` once per program
     columns,  # [COLUMNS, BLOCK] pointers
     length,  # of the vectors
-    WHOLE: tl.constexpr,  # whether that is BLOCK
+    FITS_IN_ONE_BLOCK: tl.constexpr,  # length == BLOCK
     BLOCK: tl.constexpr,
     INPUT_PRECISION: tl.constexpr,
 ):
-    """Inner products [ROWS, COLUMNS], by blocks of the vectors."""
-    if WHOLE:
-        total = tl.dot(first_of_rows, tl.trans(tl.load(columns)), input_precision=INPUT_PRECISION)
+    """Return the inner products [ROWS, COLUMNS], summed block by block."""
+    if FITS_IN_ONE_BLOCK:
+        total = tl.dot(
+            first_block_of_rows, tl.trans(tl.load(columns)), input_precision=INPUT_PRECISION
+        )
     else:
         total = tl.zeros([rows.shape[0], columns.shape[0]], tl.float32)
         for start in range(0, length, BLOCK):
@@ -62,20 +84,22 @@ def products(
 
 
 @triton.jit
-def log_weights(product, own_product, distance2, scale, precision):
-    """Logs of exp(s_ab) / w_bb and of w_ab / w_bb, from <f_a, f_b> and <f_b, f_b>.
+def log_weights(dot_product, query_sq_norm, distance2, scale, inv_two_sigma_sq):
+    """Return log(exp(s_ab) / w_bb) and log(w_ab / w_bb) from <f_a, f_b> and <f_b, f_b>.
 
-    The products' difference comes first: both are in the hundreds, and what is left is small. A
-    pixel's ratio to itself is 0 whatever the two roundings of |f|^2 are, or NaN where that is not
-    finite. Forward and backward round alike, so that shares add up to 1.
+    The dot products are subtracted first: both are in the hundreds, and their difference is small.
+    A pixel's ratio to itself is 0 whatever the two roundings of |f|^2 are, or NaN where |f|^2 is
+    not finite. Forward and backward compute it in the same order, so probabilities add up to 1.
     """
-    difference = tl.where(distance2 == 0, own_product - own_product, product - own_product)
+    difference = tl.where(
+        distance2 == 0, query_sq_norm - query_sq_norm, dot_product - query_sq_norm
+    )
     log_similarity = difference * scale
-    return log_similarity, log_similarity - distance2 * precision
+    return log_similarity, log_similarity - distance2 * inv_two_sigma_sq
 
 
 @triton.jit
-def only(visible, log_similarity, log_weight):
-    """Both logs, where a pair's source is visible to its target; nothing elsewhere."""
-    nothing = float("-inf")
-    return tl.where(visible, log_similarity, nothing), tl.where(visible, log_weight, nothing)
+def mask_logits(visible, log_similarity, log_weight):
+    """Return both logits, set to -inf where the query does not see the key."""
+    masked = float("-inf")
+    return tl.where(visible, log_similarity, masked), tl.where(visible, log_weight, masked)

@@ -17,28 +17,35 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from blpseg_ops.triton import lam_backward, lam_config, lam_forward, lam_pack, lam_tiles
+from blpseg_ops.triton import (
+    lam_backward,
+    lam_config,
+    lam_describe,
+    lam_forward,
+    lam_pack,
+    lam_tile_lists,
+)
 from blpseg_ops.triton.lam_config import Launch
 
 KERNELS = {
     "forward": lam_forward.forward_kernel,
     "backward": lam_backward.backward_kernel,
     "pack": lam_pack.pack_kernel,
-    "describe": lam_tiles.describe_kernel,
-    "list": lam_tiles.list_kernel,
-    "refine": lam_tiles.refine_kernel,
+    "describe": lam_describe.describe_kernel,
+    "list": lam_tile_lists.list_kernel,
+    "refine": lam_tile_lists.refine_kernel,
 }
 # Every family's least shared memory a block, in bytes.
 SHARED_MEMORY = {"sm_80": 99 << 10, "sm_90": 227 << 10, "sm_100": 227 << 10, "gfx942": 64 << 10}
 
 _POINTERS = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16"}
-_MAPS = {"features", "values", "gradient", "output", "grad_features", "grad_values"}
+_MAPS = {"features", "values", "grad_output", "output", "grad_features", "grad_values"}
 _MAPS |= {"maps", "packed"}
-_FLOAT_ARRAYS = {"own_product", "delta", "log_denominator", "log_denominator_in", "low", "high"}
-_FLOAT_ARRAYS |= {"source_peak", "target_peak", "source_bound", "target_bound", "axes"}
-_FLOAT_ARRAYS |= {"mean_value", "mean_gradient"}
-_INTEGER_ARRAYS = {"lists", "counts", "candidates", "candidate_counts"}
-_FLOATS = {"scale", "precision", "log_eps", "log_negligible"}
+_FLOAT_ARRAYS = {"sq_norm", "delta", "log_denominator", "log_denominator_in", "box_low", "box_high"}
+_FLOAT_ARRAYS |= {"key_max_bound", "query_max_bound", "key_log_bound", "query_log_bound", "axes"}
+_FLOAT_ARRAYS |= {"mean_value", "mean_grad"}
+_INTEGER_ARRAYS = {"tile_lists", "list_lengths", "candidates", "candidate_lengths"}
+_FLOATS = {"scale", "inv_two_sigma_sq", "log_eps", "log_skip_threshold"}
 
 
 class Resources(NamedTuple):
@@ -51,23 +58,14 @@ class Resources(NamedTuple):
 
 def preparations(family: str) -> Iterator[tuple[str, torch.dtype, Launch]]:
     """The launches of the kernels before the main ones, in float32."""
-    for name, constants, warps in (
-        ("pack", {"BLOCK": lam_pack.PACKED}, 4),
-        ("describe", {"BACKWARD": True, "BLOCK": lam_pack.PACKED}, 4),
-        ("list", {"TOGETHER": 2, "SYMMETRIC": True, "BLOCK": lam_tiles.CANDIDATES}, 4),
-        (
-            "refine",
-            {
-                "TARGETS": 128,
-                "WINDOW": True,
-                "SYMMETRIC": True,
-                "INPUT_PRECISION": lam_config.bound_precision(family),
-                "BLOCK": lam_tiles.CANDIDATES,
-            },
-            8,
-        ),
-    ):
-        yield name, torch.float32, Launch(constants, warps, num_stages=3)
+    launches = {
+        "pack": lam_config.pack(),
+        "describe": lam_config.describe(backward=True),
+        "list": lam_config.list_tiles(2, window=True, symmetric=True),
+        "refine": lam_config.refine(family, 2, window=True, symmetric=True),
+    }
+    for name, launch in launches.items():
+        yield name, torch.float32, launch
 
 
 def compile_kernel(name: str, dtype: torch.dtype, launch: Launch, family: str) -> Resources:

@@ -196,17 +196,19 @@ def test_empty_batch() -> None:
 @interpreted
 @pytest.mark.parametrize("symmetric", [False, True])
 def test_lists_are_as_long_as_the_window_is_large(symmetric: bool) -> None:
-    from blpseg_ops.triton import lam_tiles
-    from blpseg_ops.triton.lam_pack import Grid, pack
+    from blpseg_ops.triton.lam_describe import describe
+    from blpseg_ops.triton.lam_math import LamParams
+    from blpseg_ops.triton.lam_pack import TileGrid, pack
+    from blpseg_ops.triton.lam_tile_lists import list_tiles
 
     case = random_case(torch.ones(1, 4, 56, 64), sigma=1e3, eps=1.0, radius=9).to(torch.float32)
-    grid, numbers = Grid.of(case.features, 1), lam_tiles.Numbers.of(*case.numbers)
+    grid, params = TileGrid.of(case.features, 1), LamParams.of(*case.numbers)
     packed = pack(case.features, grid, 64), pack(case.values, grid, 32)
-    made = lam_tiles.describe(*packed, grid, numbers)
-    lists, counts = lam_tiles.list_tiles(made, grid, numbers, 1, "sm_90", symmetric)
+    tiles = describe(*packed, grid, params.scale)
+    lists, lengths = list_tiles(tiles, grid, params, 1, "sm_90", window=True, symmetric=symmetric)
     assert lists.shape == (1, 56, 25)
     for target in (0, 25, 31, 55):
-        listed = lists[0, target, : counts[0, target]].tolist()
+        listed = lists[0, target, : lengths[0, target]].tolist()
         y, x = divmod(target, 8)
         assert listed == [
             8 * row + column
@@ -217,16 +219,18 @@ def test_lists_are_as_long_as_the_window_is_large(symmetric: bool) -> None:
 
 @interpreted
 def test_far_tiles_are_left_out() -> None:
-    from blpseg_ops.triton import lam_tiles
-    from blpseg_ops.triton.lam_pack import Grid, pack
+    from blpseg_ops.triton.lam_describe import describe
+    from blpseg_ops.triton.lam_math import LamParams
+    from blpseg_ops.triton.lam_pack import TileGrid, pack
+    from blpseg_ops.triton.lam_tile_lists import list_tiles
 
     case = random_case(torch.ones(1, 4, 8, 800), sigma=2.0).to(torch.float32)
-    grid, numbers = Grid.of(case.features, 1), lam_tiles.Numbers.of(*case.numbers)
+    grid, params = TileGrid.of(case.features, 1), LamParams.of(*case.numbers)
     packed = pack(case.features, grid, 64), pack(case.values, grid, 32)
-    made = lam_tiles.describe(*packed, grid, numbers)
-    lists, counts = lam_tiles.list_tiles(made, grid, numbers, 1, "sm_90", symmetric=False)
+    tiles = describe(*packed, grid, params.scale)
+    lists, lengths = list_tiles(tiles, grid, params, 1, "sm_90", window=False, symmetric=False)
     # A weight is below 2^-24 / 6400 of the pixel's own beyond 2 sqrt(2 log(2^24 * 6400)) = 14.3
     # pixels, and 8 t - 7 is the least distance of pixels that are t tiles apart.
     for target in range(100):
-        listed = lists[0, target, : counts[0, target]].tolist()
+        listed = lists[0, target, : lengths[0, target]].tolist()
         assert listed == list(range(max(target - 2, 0), min(target + 3, 100)))

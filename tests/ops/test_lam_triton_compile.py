@@ -59,12 +59,12 @@ def test_fits(family: str, name: str, dtype: torch.dtype, launch: Launch) -> Non
 
 def test_every_size_has_an_entry() -> None:
     for family in lam_config.FAMILIES:
-        for dims in range(1, lam_config.MOST_DIMS + 1):
+        for dims in range(1, lam_config.MAX_DIMS + 1):
             packed = lam_config.packed_dims(dims)
             assert packed >= dims
             for choose in lam_config.KERNELS.values():
-                constants = choose(family, torch.float32, packed, 32, 0.0, False).constants
-                block = constants.get("BLOCK", constants.get("BLOCK_D"))
+                constants = choose(family, torch.float32, packed, 32, False, False).constants
+                block = constants["BLOCK_D"]
                 assert packed % block == packed % constants.get("SLICE_D", 1) == 0
 
 
