@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
@@ -12,12 +13,12 @@ from matplotlib.ticker import EngFormatter
 
 from benchmarks.lam_cases import TRAINING, Case
 from benchmarks.lam_peers import COMPILED, EAGER, FLEX, OURS, SDPA, WHOLE, bytes_kept
-from benchmarks.measured import Results
+from benchmarks.measured import Results, read
 
 DOCS = Path(__file__).parents[1] / "docs"
 PICTURE = "images/lam-scaling.png"
-# Colours that colour-blind readers tell apart (Okabe and Ito).
-COLOURS = {
+# Colors that color-blind readers can tell apart (Okabe and Ito).
+COLORS = {
     OURS: "#D55E00",
     EAGER: "#000000",
     COMPILED: "#0072B2",
@@ -26,8 +27,9 @@ COLOURS = {
 }
 
 
-def draw(results: Results) -> str:
-    """Draw it, and return the picture's path from the page."""
+def draw(result: dict[str, Any]) -> None:
+    """Draw time and memory against size into docs/images/."""
+    results = read(result, "lam", Case)
     figure, (time, memory) = plt.subplots(1, 2, figsize=(11.5, 6.5), layout="constrained")
     for peer in WHOLE:
         _lines(time, results, peer, "seconds")
@@ -43,7 +45,7 @@ def draw(results: Results) -> str:
         axes.yaxis.set_major_formatter(EngFormatter(unit))
         axes.grid(alpha=0.3)
     handles = [
-        Line2D([], [], color=COLOURS[peer], marker=".", label=peer + _why_it_stops(results, peer))
+        Line2D([], [], color=COLORS[peer], marker=".", label=peer + _why_it_stops(results, peer))
         for peer in WHOLE
     ]
     handles += [
@@ -54,7 +56,6 @@ def draw(results: Results) -> str:
     figure.legend(handles=handles, loc="outside lower center", ncols=2, frameon=False)
     figure.savefig(DOCS / PICTURE, dpi=150)
     plt.close(figure)
-    return PICTURE
 
 
 def _lines(axes: Axes, results: Results, peer: str, field: str) -> None:
@@ -64,9 +65,9 @@ def _lines(axes: Axes, results: Results, peer: str, field: str) -> None:
         if not cases:
             continue
         points = [(case.pixels, getattr(results[peer, case], field)) for case in cases]
-        axes.plot(*zip(*points, strict=True), style, color=COLOURS[peer], marker=".", markersize=5)
+        axes.plot(*zip(*points, strict=True), style, color=COLORS[peer], marker=".", markersize=5)
         if cases[-1] != _scaling(results, OURS, backward)[-1]:
-            axes.plot(*points[-1], "x", color=COLOURS[peer], markersize=9, markeredgewidth=2)
+            axes.plot(*points[-1], "x", color=COLORS[peer], markersize=9, markeredgewidth=2)
 
 
 def _scaling(results: Results, peer: str, backward: bool) -> list[Case]:

@@ -1,25 +1,36 @@
-"""Writes tables and plots into docs/performance.md, from the result file that the benchmarks wrote.
+"""Write the tables and the plot that come from a result file of the benchmarks.
 
-As ``python -m benchmarks.report benchmarks/results/cpu.json``. Every report fills its place in the
-page, from ``<!-- NAME:begin -->`` to ``<!-- NAME:end -->``; all other text is left alone.
+``python -m benchmarks.report benchmarks/results/cpu.json`` fills README.md, docs/performance.md
+and benchmarks/results/goals.md. Each report fills its place, from ``<!-- NAME:begin -->`` to
+``<!-- NAME:end -->``; all other text stays. With ``--check`` nothing is written, and the command
+fails if a table differs from the result file.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks import report_lam, report_losses, report_overhead, report_step
+from benchmarks import (
+    plot_lam,
+    report_lam,
+    report_losses,
+    report_overhead,
+    report_readme,
+    report_step,
+)
 
-PAGE = Path(__file__).parents[1] / "docs/performance.md"
+ROOT = Path(__file__).parents[1]
+
+Report = Callable[[dict[str, Any]], str]
 
 
 def machine(result: dict[str, Any]) -> str:
-    """One sentence on where and with what the result file was made."""
+    """Say in one sentence where and with what the result file was made."""
     info = result["machine_info"]
     return (
         f"{info['cpu']}, {info['threads']} threads; torch {info['torch']}, Python "
@@ -27,31 +38,52 @@ def machine(result: dict[str, Any]) -> str:
     )
 
 
-REPORTS: dict[str, Callable[[dict[str, Any]], str]] = {
-    "machine": machine,
-    "lam": report_lam.report,
-    "losses": report_losses.report,
-    "step": report_step.report,
-    "overhead": report_overhead.report,
+PAGES: dict[str, dict[str, Report]] = {
+    "README.md": {"figures": report_readme.report},
+    "docs/performance.md": {
+        "machine": machine,
+        "lam": report_lam.report,
+        "losses": report_losses.report,
+        "step": report_step.report,
+        "overhead": report_overhead.report,
+    },
+    "benchmarks/results/goals.md": {
+        "machine": machine,
+        "lam": report_lam.goals,
+        "losses": report_losses.goals,
+    },
 }
 
 
-def main(result_file: str) -> None:
-    """Fill every report's place in the page."""
-    result = json.loads(Path(result_file).read_text())
-    page = PAGE.read_text()
-    for name, report in REPORTS.items():
-        page = _fill(page, name, report(result))
-    PAGE.write_text(page)
+def main() -> None:
+    """Fill or check all pages."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("result_file", type=Path)
+    parser.add_argument("--check", action="store_true", help="Fail if a page differs.")
+    options = parser.parse_args()
+    result = json.loads(options.result_file.read_text())
+    stale = []
+    for name, reports in PAGES.items():
+        page = filled = (ROOT / name).read_text()
+        for place, report in reports.items():
+            filled = _fill(filled, name, place, report(result))
+        if options.check and page != filled:
+            stale.append(name)
+        elif not options.check:
+            (ROOT / name).write_text(filled)
+    if stale:
+        parser.exit(1, f"not the figures of {options.result_file}: {', '.join(stale)}\n")
+    if not options.check:
+        plot_lam.draw(result)
 
 
-def _fill(page: str, name: str, text: str) -> str:
-    begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
+def _fill(page: str, name: str, place: str, text: str) -> str:
+    begin, end = f"<!-- {place}:begin -->", f"<!-- {place}:end -->"
     pattern = re.compile(f"{begin}.*?{end}", re.DOTALL)
     if len(pattern.findall(page)) != 1:
-        raise ValueError(f"{PAGE} must have one place {begin} ... {end}")
+        raise ValueError(f"{name} must have exactly one place {begin} ... {end}")
     return pattern.sub(lambda _: f"{begin}\n{text}\n{end}", page)
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main()

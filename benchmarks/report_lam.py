@@ -1,4 +1,4 @@
-"""``lam`` in docs/performance.md: goals and tables."""
+"""``lam`` in docs/performance.md, and its goals."""
 
 from __future__ import annotations
 
@@ -32,11 +32,9 @@ _time, _memory = partial(tables.time, ours=OURS), partial(tables.memory, ours=OU
 
 
 def report(result: dict[str, Any]) -> str:
-    """All tables as markdown; the plot is written beside the page."""
+    """Return all tables as markdown."""
     results = read(result, "lam", Case)
-    picture = plot_lam.draw(results)
     parts = [
-        _goals(results),
         "### At training size",
         _training(results),
         "With eps = 1e-7, as published:",
@@ -46,9 +44,9 @@ def report(result: dict[str, Any]) -> str:
         _features(results),
         "### Large images",
         _large(results),
-        f"![Time and peak memory against the number of pixels]({picture})",
+        f"![Time and peak memory against the number of pixels]({plot_lam.PICTURE})",
         "### In a window",
-        "Every pixel sees those at most `radius` rows and columns away. eps 0.",
+        "A pixel sees the pixels at most `radius` rows and columns away. eps 0.",
         _windows(results, _time),
         "Peak memory:",
         _windows(results, _memory),
@@ -59,7 +57,10 @@ def report(result: dict[str, Any]) -> str:
     return "\n\n".join(parts)
 
 
-def _goals(results: Results) -> str:
+def goals(result: dict[str, Any]) -> str:
+    """Return the table of goals as markdown."""
+    results = read(result, "lam", Case)
+
     def seconds(peer: str, case: Case) -> float:
         return results[peer, case].seconds
 

@@ -1,7 +1,4 @@
-"""The losses in docs/performance.md: goals and tables.
-
-Of the CPU; what ran on a CUDA device stands in a result file of its own, under ``device``.
-"""
+"""The losses on the CPU in docs/performance.md, and their goals."""
 
 from __future__ import annotations
 
@@ -16,13 +13,13 @@ from benchmarks.measured import Results, read
 _time, _memory = partial(tables.time, ours=OURS), partial(tables.memory, ours=OURS)
 
 CLASSES = (21, 150)
-HALF_ULP = 2**-24  # of float32: no result can be held to less
+HALF_ULP = 2**-24  # of float32: the smallest error to compare with
 
 
 def report(result: dict[str, Any]) -> str:
-    """All tables as markdown."""
+    """Return all tables as markdown."""
     results = read(result, "losses", Case)
-    parts = [_goals(results)]
+    parts = []
     for classes in CLASSES:
         parts += [f"### With {classes} classes", _times(results, classes)]
         parts += ["Peak memory beyond inputs and gradients:", _peaks(results, classes)]
@@ -36,7 +33,7 @@ def report(result: dict[str, Any]) -> str:
 
 
 def _cases(classes: int) -> dict[str, Case]:
-    """What is measured with so many classes, by the heads of the tables."""
+    """Return the measured calls with this number of classes, by column title."""
     cases = {
         "all losses, forward": Case(ALL, classes, backward=False),
         "all losses, forward + backward": Case(ALL, classes, backward=True),
@@ -48,7 +45,10 @@ def _cases(classes: int) -> dict[str, Case]:
     return cases
 
 
-def _goals(results: Results) -> str:
+def goals(result: dict[str, Any]) -> str:
+    """Return the table of goals as markdown."""
+    results = read(result, "losses", Case)
+
     def faster(case: Case, *peers: str) -> float:
         ours = results[OURS, case].seconds
         return min(results[peer, case].seconds for peer in peers) / ours

@@ -1,4 +1,4 @@
-"""What a call costs on one pixel, in docs/performance.md."""
+"""The cost of a call on one pixel, in docs/performance.md."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from benchmarks.measured import read
 
 
 class Call(NamedTuple):
-    """An op, with its gradients or without."""
+    """A call of an op, with or without its backward pass."""
 
     op: str
     backward: bool
 
 
 def report(result: dict[str, Any]) -> str:
-    """The table as markdown."""
+    """Return the table as markdown."""
     results = read(result, "overhead", Call)
 
     def cell(peer: str, call: Call) -> str:

@@ -10,7 +10,7 @@ from benchmarks.step_cases import OURS, PARTS, PEERS, Case
 
 
 def report(result: dict[str, Any]) -> str:
-    """The table as markdown."""
+    """Return the table as markdown."""
     results = read(result, "step", Case)
     rows = [
         (part, *(tables.time(results, peer, Case(part), ours=OURS) for peer in PEERS))

@@ -1,4 +1,4 @@
-"""Tables in markdown, and how times, sizes and goals are written in them."""
+"""Format tables, times, sizes and goals as markdown."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 
 from benchmarks.measured import Results
 
-Goal = tuple[str, float, float]  # what, the goal, what was measured
+Goal = tuple[str, float, float]  # name, goal, measured
 
 
 def goals(at_least: Iterable[Goal], at_most: Iterable[Goal]) -> str:
-    """A table of goals, and a sentence that names those that are missed."""
+    """Return a table of goals and a sentence that names the missed ones."""
     rows = [
         *((name, f"at least {goal:g}", f"{got:.3g}", got >= goal) for name, goal, got in at_least),
         *((name, f"at most {goal:g}", f"{got:.3g}", got <= goal) for name, goal, got in at_most),
@@ -27,7 +27,7 @@ def goals(at_least: Iterable[Goal], at_most: Iterable[Goal]) -> str:
 
 
 def time(results: Results, peer: str, case: Any, ours: str) -> str:
-    """The median, and how many times ours that is."""
+    """Return the median time; for a peer, also the factor to ours."""
     if (peer, case) not in results:
         return ""
     seconds = results[peer, case].seconds
@@ -36,7 +36,7 @@ def time(results: Results, peer: str, case: Any, ours: str) -> str:
 
 
 def memory(results: Results, peer: str, case: Any, ours: str) -> str:
-    """Peak memory, and how many times ours that is."""
+    """Return the peak memory; for a peer, also the factor to ours."""
     if (peer, case) not in results or isnan(peak := results[peer, case].peak_bytes):
         return ""
     text = f"{peak / 1e6:.3g} MB" if peak < 1e9 else f"{peak / 1e9:.2f} GB"
@@ -44,9 +44,9 @@ def memory(results: Results, peer: str, case: Any, ours: str) -> str:
 
 
 def table(heads: list[str], rows: Iterable[tuple[str, ...]]) -> str:
-    """A table in markdown."""
+    """Return a table as markdown."""
     lines = [heads, ["---"] * len(heads), *rows]
-    # A bar in a cell would end it.
+    # A bar would end the cell.
     return "\n".join(
         "| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines
     )

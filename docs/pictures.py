@@ -1,166 +1,432 @@
-"""Makes the pictures of docs/ops/ from a photo's logits: python -m docs.pictures.
+"""Make the pictures of README, docs/method.md and docs/ops: python -m docs.pictures [NAME ...].
 
-The photo comes with scikit-image, the scribbles are drawn below, and the logits are of a small
-network trained on them here, on the CPU, with nothing but blpseg_ops: no picture is retouched.
+With names, only those pictures are made; --help lists them.
 """
 
 from __future__ import annotations
 
+import argparse
+import io
+from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
-import skimage.data
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageDraw
-from torch import Tensor, nn
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm, Normalize
+from matplotlib.image import AxesImage
+from matplotlib.patches import Patch, Rectangle
+from PIL import Image
+from torch import Tensor
 
 import blpseg_ops
-from blpseg.pictures import color_labels, contact_sheet, draw_scribbles, heat_map
+from blpseg.pictures import COLORS, color_labels, draw_scribbles
+from docs import photo
+from docs.photo import CLASSES, SIGMA, STRIDE, K, Photo
 
 FOLDER = Path(__file__).parent / "images"
-CLASSES = ("background", "person", "flag", "shuttle", "helmet")
-K = len(CLASSES)
-STRIDE = 4
-SCRIBBLES = {  # class to lines of (x, y), on the photo of 512 x 512
-    0: [
-        [(110, 60), (120, 170)],
-        [(310, 40), (340, 200), (320, 170)],
-        [(480, 60), (490, 230)],
-        [(400, 310), (500, 320)],
-    ],
-    1: [[(230, 50), (230, 150)], [(90, 310), (120, 460), (200, 440)], [(290, 320), (220, 300)]],
-    2: [[(25, 30), (45, 190), (25, 330)], [(10, 420), (15, 490)]],
-    3: [[(415, 30), (420, 130)], [(395, 110), (400, 230)], [(445, 60), (445, 210)]],
-    4: [[(320, 430), (400, 390), (470, 470)], [(370, 490), (430, 500)]],
+DPI = 110
+BORDER = (210, 20, 150, 150)  # x, y, width, height of the zoom: the border of head and background
+QUERY = (38, 50)  # row and column of the cell whose weights are shown: the cheek, near the hair
+
+
+class Panel(NamedTuple):
+    """One picture of a row: RGB, or numbers with a color bar."""
+
+    title: str
+    picture: np.ndarray  # [H, W, 3] uint8, or [H, W] numbers
+    bar: str = ""  # what the color bar's ends mean, "low | high"
+    norm: Normalize | None = None
+    box: tuple[int, int, int, int] | None = None  # rectangle to draw: x, y, width, height
+    mark: tuple[int, int] | None = None  # cross to draw: row, column
+
+
+def save(name: str, panels: Sequence[Panel], *, legend: bool = False, side: float = 2.6) -> None:
+    """Write a row of titled panels of one height, with color bars and a legend of the classes.
+
+    Args:
+        name: File name in docs/images/, without suffix.
+        panels: The panels, from left to right.
+        legend: Add the classes' colors.
+        side: Height of the panels, in inches.
+    """
+    gap, top = 0.12, 0.3
+    bottom = gap + (0.5 if any(panel.bar for panel in panels) else 0) + (0.35 if legend else 0)
+    widths = [side * panel.picture.shape[1] / panel.picture.shape[0] for panel in panels]
+    total, height = sum(widths) + gap * (len(panels) + 1), bottom + side + top
+    figure = plt.figure(figsize=(total, height))
+
+    def place(x: float, y: float, wide: float, high: float) -> Axes:
+        return figure.add_axes((x / total, y / height, wide / total, high / height))
+
+    x = gap
+    for panel, width in zip(panels, widths, strict=True):
+        axis = place(x, bottom, width, side)
+        shown = _show(axis, panel)
+        if panel.bar:
+            bar = place(x + 0.05 * width, bottom - 0.18, 0.9 * width, 0.1)
+            figure.colorbar(shown, cax=bar, orientation="horizontal")
+            bar.tick_params(labelsize=7)
+            bar.set_xlabel(panel.bar, fontsize=8, labelpad=1)
+        x += width + gap
+    if legend:
+        handles = [
+            Patch(facecolor=COLORS[label] / 255, edgecolor="black", linewidth=0.5, label=text)
+            for label, text in enumerate(CLASSES)
+        ]
+        figure.legend(handles=handles, loc="lower center", ncols=K, frameon=False, fontsize=9)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, dpi=DPI)
+    plt.close(figure)
+    picture = Image.open(buffer).convert("RGB").quantize(256, dither=Image.Dither.NONE)
+    picture.save(FOLDER / f"{name}.png", optimize=True)
+
+
+def _show(axis: Axes, panel: Panel) -> AxesImage:
+    shown = axis.imshow(panel.picture, cmap="magma", norm=panel.norm, interpolation="nearest")
+    axis.set_title(panel.title, fontsize=10)
+    axis.set_xticks([])
+    axis.set_yticks([])
+    if panel.box:
+        x, y, width, height = panel.box
+        for color, line in (("white", 2.5), ("black", 1.0)):
+            box = Rectangle((x, y), width, height, fill=False, color=color, linewidth=line)
+            axis.add_patch(box)
+    if panel.mark:
+        row, column = panel.mark
+        axis.plot(column, row, "+", color="cyan", markersize=10, markeredgewidth=2)
+    return shown
+
+
+@cache
+def scene() -> Photo:
+    """The photo with its trained network, made once."""
+    return photo.make()
+
+
+@cache
+def smooth() -> Tensor:
+    """The network's logits after LAM."""
+    return blpseg_ops.lam(scene().features, scene().logits, SIGMA)
+
+
+def scribbled() -> np.ndarray:
+    """The photo with its scribbles."""
+    return draw_scribbles(scene().image, scene().target[0].numpy(), K)
+
+
+def labels(logits: Tensor) -> np.ndarray:
+    """The label of every pixel, in the classes' colors."""
+    size = scene().image.shape[:2]
+    return color_labels(blpseg_ops.upsample_argmax(logits, size)[0].numpy())
+
+
+def probabilities(logits: Tensor) -> Tensor:
+    """The softmax of the resized logits, [C, H, W]."""
+    size = scene().image.shape[:2]
+    return F.interpolate(logits, size=size, mode="bilinear")[0].softmax(0)
+
+
+def annotated() -> np.ndarray:
+    """The probability that somebody scribbles on a pixel, as any class."""
+    return (1 - probabilities(scene().annotation)[K]).numpy()
+
+
+def blp_weights() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """P and q of the predicted label and the BLP weight (1 - q p)^2, each [H, W]."""
+    p, q = probabilities(scene().logits), probabilities(scene().annotation)
+    predicted = p.argmax(0, keepdim=True)
+    p_label, q_label = p.gather(0, predicted)[0], q.gather(0, predicted)[0]
+    return p_label.numpy(), q_label.numpy(), (1 - q_label * p_label).square().numpy()
+
+
+def zoom(picture: np.ndarray, box: tuple[int, int, int, int] = BORDER) -> np.ndarray:
+    """A part of a picture."""
+    x, y, width, height = box
+    return picture[y : y + height, x : x + width]
+
+
+def weights(features: Tensor, *, sigma: float = SIGMA, radius: int | None = None) -> np.ndarray:
+    """P_ab of every key a for the query QUERY: the gradient of the query's output by the values."""
+    values = torch.zeros_like(features[:, :1]).requires_grad_()
+    out = blpseg_ops.lam(features, values, sigma, radius=radius)
+    (gradient,) = torch.autograd.grad(out[0, 0][QUERY], values)
+    return gradient[0, 0].numpy()
+
+
+def scaled(box: tuple[int, int, int, int]) -> tuple[int, int, int, int]:
+    """A rectangle of cells as a rectangle of photo pixels."""
+    x, y, width, height = (STRIDE * side for side in box)
+    return x, y, width, height
+
+
+UNIT = Normalize(0, 1)
+
+
+def readme() -> None:
+    """What the method does, in one row."""
+    similar = weights(scene().features, sigma=18.0)
+    corner = (QUERY[1] - 28, QUERY[0] - 28, 56, 56)
+    gradient = _gradient(aggregate=True)
+    save(
+        "readme",
+        [
+            Panel("a photo and its scribbles", scribbled(), box=scaled(corner)),
+            Panel("where people would scribble", annotated(), "probability", UNIT),
+            Panel(
+                "what LAM averages for the pixel +",
+                zoom(similar / similar.max(), corner),
+                "weight / largest weight",
+                UNIT,
+                mark=(28, 28),
+            ),
+            Panel(
+                "how far the scribbles' gradient gets",
+                np.maximum(gradient / gradient.max(), 1e-4),
+                "gradient / largest gradient",
+                LogNorm(1e-4, 1),
+            ),
+        ],
+    )
+
+
+def method_annotation() -> None:
+    """The annotation map and the BLP loss's weights."""
+    _, _, weight = blp_weights()
+    save(
+        "method-annotation",
+        [
+            Panel("scribbles", scribbled()),
+            Panel("annotation head", annotated(), "P(somebody scribbles here)", UNIT),
+            Panel("BLP weight (1 - q p)^2", weight, "0: counts little, 1: counts fully", UNIT),
+        ],
+    )
+
+
+def method_weights() -> None:
+    """LAM's weight as the product of nearness and similarity."""
+    features = scene().features
+    crop = (QUERY[1] - 28, QUERY[0] - 28, 56, 56)
+    near, alike = weights(torch.zeros_like(features)), weights(features, sigma=1e6)
+    both = weights(features)
+    center = (28, 28)
+    save(
+        "method-weights",
+        [
+            Panel(
+                "query pixel", zoom(scene().image, scaled(crop)), mark=(28 * STRIDE, 28 * STRIDE)
+            ),
+            *(
+                Panel(title, zoom(part / part.max(), crop), "weight / largest", UNIT, mark=center)
+                for title, part in (
+                    ("near: Gaussian, sigma 6", near),
+                    ("alike: features", alike),
+                    ("LAM: the product", both),
+                )
+            ),
+        ],
+    )
+
+
+def method_arguments() -> None:
+    """What sigma, radius and scale change."""
+    features = scene().features
+    crop = (QUERY[1] - 28, QUERY[0] - 28, 56, 56)
+    parts = {
+        "sigma 2": weights(features, sigma=2.0),
+        "sigma 6": weights(features),
+        "sigma 18": weights(features, sigma=18.0),
+        "sigma 18, radius 8": weights(features, sigma=18.0, radius=8),
+        "sigma 18, scale 1/9": weights(features / 3, sigma=18.0),
+    }
+    save(
+        "method-arguments",
+        [
+            Panel(name, zoom(part / part.max(), crop), "weight / largest", UNIT, mark=(28, 28))
+            for name, part in parts.items()
+        ],
+        side=2.1,
+    )
+
+
+def method_eps() -> None:
+    """What eps does to an output: the factor Z / (Z + eps T)."""
+    torch.manual_seed(0)
+    module = blpseg_ops.LocalAggregation(sigma=SIGMA)
+    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    image = (torch.from_numpy(scene().image) / 255 - mean) / std
+    with torch.no_grad():
+        features = module.embed(image.permute(2, 0, 1)[None])
+    ones = torch.ones_like(features[:, :1])
+    cases = {
+        "eps 1e-7": (features, 1e-7),
+        "eps 1e-4": (features, 1e-4),
+        "eps 1e-7, features x 2": (2 * features, 1e-7),
+    }
+    save(
+        "method-eps",
+        [
+            Panel("photo", scene().image),
+            *(
+                Panel(
+                    title,
+                    blpseg_ops.lam(embedding, ones, SIGMA, eps=eps)[0, 0].numpy(),
+                    "Z / (Z + eps T): factor on the output",
+                    UNIT,
+                )
+                for title, (embedding, eps) in cases.items()
+            ),
+        ],
+    )
+
+
+def method_gradient() -> None:
+    """Where the gradient of a first step arrives, without LAM and with it."""
+    without, with_lam = (_gradient(aggregate) for aggregate in (False, True))
+    norm = LogNorm(1e-4, 1)
+    save(
+        "method-gradient",
+        [
+            Panel("scribbles", scribbled()),
+            *(
+                Panel(title, np.maximum(part / part.max(), 1e-4), "gradient / largest", norm)
+                for title, part in (
+                    ("gradient without LAM", without),
+                    ("gradient through LAM", with_lam),
+                )
+            ),
+        ],
+    )
+
+
+def _gradient(aggregate: bool) -> np.ndarray:  # [h, w]
+    logits = torch.zeros_like(scene().logits).requires_grad_()
+    out = blpseg_ops.lam(scene().features, logits, SIGMA) if aggregate else logits
+    loss = blpseg_ops.blp_loss(out, scene().annotation, scene().target, gamma=0.0)
+    (gradient,) = torch.autograd.grad(loss, logits)
+    return gradient[0].norm(dim=0).numpy()
+
+
+def op_lam() -> None:
+    """Labels before and after LAM, with a border enlarged."""
+    before, after = labels(scene().logits), labels(smooth())
+    save(
+        "op-lam",
+        [
+            Panel("photo, scribbles", scribbled(), box=BORDER),
+            Panel("labels before lam", before, box=BORDER),
+            Panel("labels after lam", after, box=BORDER),
+            Panel("the border, before", zoom(before)),
+            Panel("the border, after", zoom(after)),
+        ],
+        legend=True,
+        side=2.2,
+    )
+
+
+def op_blp_loss() -> None:
+    """p, q and the weight of the predicted label."""
+    p, q, weight = blp_weights()
+    save(
+        "op-blp_loss",
+        [
+            Panel("photo, scribbles", scribbled()),
+            Panel("p: is the network sure?", p, "0: unsure, 1: sure", UNIT),
+            Panel("q: do people scribble here?", q, "0: never, 1: always", UNIT),
+            Panel("weight (1 - q p)^2", weight, "0: counts little, 1: counts fully", UNIT),
+        ],
+    )
+
+
+def op_annotation_loss() -> None:
+    """The predicted probability of annotation."""
+    save(
+        "op-annotation_loss",
+        [
+            Panel("photo, scribbles", scribbled()),
+            Panel("annotation head", annotated(), "P(somebody scribbles here)", UNIT),
+        ],
+    )
+
+
+def op_pseudo_labels() -> None:
+    """Pseudo labels at three thresholds."""
+    present = torch.ones(1, K, dtype=torch.bool)
+    sure = [
+        Panel(
+            f"threshold {threshold}",
+            color_labels(
+                blpseg_ops.pseudo_labels(smooth(), scene().target, present, threshold=threshold)[
+                    0
+                ].numpy()
+            ),
+        )
+        for threshold in (0.5, 0.9, 0.99)
+    ]
+    save("op-pseudo_labels", [Panel("photo, scribbles", scribbled()), *sure], legend=True)
+
+
+def op_upsample_argmax() -> None:
+    """Labels before and after resizing, on a part of the photo."""
+    box = (340, 20, 160, 240)
+    coarse = color_labels(scene().logits.argmax(1)[0].byte().numpy())
+    coarse = coarse.repeat(STRIDE, 0).repeat(STRIDE, 1)
+    save(
+        "op-upsample_argmax",
+        [
+            Panel("part of the photo", zoom(scene().image, box)),
+            Panel("argmax at stride 4", zoom(coarse, box)),
+            Panel("upsample_argmax", zoom(labels(scene().logits), box)),
+        ],
+        legend=True,
+        side=3.6,
+    )
+
+
+def op_blp_objective() -> None:
+    """The two targets of a self-training step."""
+    target = scene().target
+    present = torch.ones(1, K, dtype=torch.bool)
+    step = blpseg_ops.blp_objective(smooth(), scene().annotation, target, class_present=present)
+    assert step.pseudo_labels is not None
+    scribbles = np.where(target[0] == K, 255, target[0])
+    save(
+        "op-blp_objective",
+        [
+            Panel("photo, scribbles", scribbled()),
+            Panel("target of annotation_loss", color_labels(scribbles)),
+            Panel("target of blp_loss", color_labels(step.pseudo_labels[0].numpy())),
+        ],
+        legend=True,
+    )
+
+
+PICTURES: dict[str, Callable[[], None]] = {
+    "readme": readme,
+    "method-annotation": method_annotation,
+    "method-weights": method_weights,
+    "method-arguments": method_arguments,
+    "method-eps": method_eps,
+    "method-gradient": method_gradient,
+    "op-lam": op_lam,
+    "op-blp_loss": op_blp_loss,
+    "op-annotation_loss": op_annotation_loss,
+    "op-pseudo_labels": op_pseudo_labels,
+    "op-upsample_argmax": op_upsample_argmax,
+    "op-blp_objective": op_blp_objective,
 }
 
 
-class Pixels(nn.Module):
-    """Class and annotation logits [K and K + 1, h, w] of a photo, from few layers."""
-
-    def __init__(self, width: int = 48) -> None:
-        super().__init__()
-        self.body = nn.Sequential(
-            nn.Conv2d(5, width, STRIDE, STRIDE),
-            nn.GELU(),
-            nn.Conv2d(width, width, 3, padding=1),
-            nn.GELU(),
-            nn.Conv2d(width, width, 3, padding=2, dilation=2),
-            nn.GELU(),
-        )
-        self.classes = nn.Conv2d(width, K, 1)
-        self.annotation = nn.Sequential(
-            nn.Conv2d(width, width, 1), nn.GELU(), nn.Conv2d(width, K + 1, 1)
-        )
-
-    def forward(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
-        features = self.body(inputs)
-        return self.classes(features), self.annotation(features.detach())
-
-
-def scribbles(size: int) -> Tensor:
-    """Draw the lines above: [1, size, size] uint8, K where there are none."""
-    canvas = Image.new("L", (size, size), K)
-    draw = ImageDraw.Draw(canvas)
-    for label, lines in SCRIBBLES.items():
-        for line in lines:
-            draw.line(line, fill=label, width=3)
-    return torch.from_numpy(np.array(canvas))[None]
-
-
-def train(inputs: Tensor, target: Tensor, steps: int = 300) -> tuple[Tensor, Tensor]:
-    """Train on one photo; return its logits [1, K, h, w] and annotation logits [1, K + 1, h, w]."""
-    torch.manual_seed(0)
-    network = Pixels()
-    optimizer = torch.optim.AdamW(network.parameters(), lr=3e-3)
-    for _ in range(steps):
-        losses = blpseg_ops.blp_objective(*network(inputs), target)
-        optimizer.zero_grad()
-        (losses.blp_loss + losses.annotation_loss).backward()
-        optimizer.step()
-    with torch.no_grad():
-        return network(inputs)
-
-
-def probabilities(logits: Tensor, size: int) -> Tensor:
-    """The softmax of resized logits [C, size, size], as the losses have it."""
-    return F.interpolate(logits, size=(size, size), mode="bilinear")[0].softmax(0)
-
-
-def save(name: str, columns: dict[str, np.ndarray], classes: tuple[str, ...] = ()) -> None:
-    """Write a row of titled pictures, in a palette of 256 colours."""
-    sheet = contact_sheet({title: [row] for title, row in columns.items()}, classes=classes)
-    picture = Image.fromarray(sheet).quantize(256, dither=Image.Dither.NONE)
-    picture.save(FOLDER / f"op-{name}.png", optimize=True)
-
-
 def main() -> None:
-    """Make them all."""
-    photo = skimage.data.astronaut()
-    size = len(photo)
-    colors = torch.from_numpy(photo).permute(2, 0, 1)[None] / 127.5 - 1
-    place = torch.linspace(-1, 1, size)
-    places = torch.stack(torch.meshgrid(place, place, indexing="ij"))[None]
-    target = scribbles(size)
-    logits, annotation = train(torch.cat([colors, places], 1), target)
-    p, q = probabilities(logits, size), probabilities(annotation, size)
-
-    patches = F.pixel_unshuffle(F.pad(colors, (0, 0, 0, 0, 0, 1), value=1.0), STRIDE)
-    features = 6 * F.normalize(patches, dim=1)  # of one length: the most alike is a pixel itself
-    smooth = blpseg_ops.lam(features, logits, sigma=6.0)
-    drawn = draw_scribbles(photo, target[0].numpy(), K)
-
-    def labels(of: Tensor) -> np.ndarray:
-        return color_labels(blpseg_ops.upsample_argmax(of, (size, size))[0].numpy())
-
-    scene = {"photo, scribbles": drawn}
-    save("lam", {**scene, "logits": labels(logits), "after lam": labels(smooth)}, CLASSES)
-
-    dense = p.argmax(0, keepdim=True)
-    of_label, annotated = p.gather(0, dense)[0], q.gather(0, dense)[0]
-    save(
-        "blp_loss",
-        {
-            **scene,
-            "p of the label": heat_map(of_label.numpy()),
-            "q of the label": heat_map(annotated.numpy()),
-            "(1 - q p)^2": heat_map((1 - annotated * of_label).square().numpy()),
-        },
-    )
-    save("annotation_loss", {**scene, "1 - q of nobody": heat_map((1 - q[K]).numpy())})
-    present = torch.ones(1, K, dtype=torch.bool)
-    sure = {
-        f"threshold {threshold}": color_labels(
-            blpseg_ops.pseudo_labels(smooth, target, present, threshold=threshold)[0].numpy()
-        )
-        for threshold in (0.5, 0.9, 0.99)
-    }
-    save("pseudo_labels", {**scene, **sure}, CLASSES)
-
-    def closer(picture: np.ndarray) -> np.ndarray:
-        return picture[20:260, 340:500]
-
-    coarse = color_labels(logits.argmax(1)[0].byte().numpy()).repeat(STRIDE, 0).repeat(STRIDE, 1)
-    save(
-        "upsample_argmax",
-        {
-            "photo": closer(photo),
-            "argmax, stride 4": closer(coarse),
-            "upsample_argmax": closer(labels(logits)),
-        },
-    )
-    step = blpseg_ops.blp_objective(smooth, annotation, target, class_present=present)
-    assert step.pseudo_labels is not None
-    save(
-        "blp_objective",
-        {
-            **scene,
-            "annotation's target": color_labels(np.where(target[0] == K, 255, target[0])),
-            "BLP's target": color_labels(step.pseudo_labels[0].numpy()),
-        },
-        CLASSES,
-    )
+    """Make the named pictures, or all."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(PICTURES))
+    for name in parser.parse_args().names or PICTURES:
+        PICTURES[name]()
 
 
 if __name__ == "__main__":

@@ -1,8 +1,10 @@
-"""The README's Python examples run as they stand; CONTRIBUTING shows a test that runs."""
+"""README and CONTRIBUTING are true: examples run, figures are those of the result file."""
 
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -29,3 +31,10 @@ def test_example(example: str) -> None:
 def test_contributing_shows_the_pattern_as_it_is_tested() -> None:
     (shown,) = CODE.findall((ROOT / "CONTRIBUTING.md").read_text())
     assert (ROOT / "tests/ops/test_pattern.py").read_text().endswith(shown)
+
+
+def test_figures_are_those_of_the_result_file() -> None:
+    """README.md, docs/performance.md and benchmarks/results/goals.md equal cpu.json."""
+    check = [sys.executable, "-m", "benchmarks.report", "--check", "benchmarks/results/cpu.json"]
+    done = subprocess.run(check, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
