@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 
 import torch
 from torch import Tensor
@@ -16,15 +16,18 @@ from blpseg_ops.reference.lam import lam_backward, lam_forward
 from ._common import randn
 
 RESULTS = ("output", "log_denominator", "grad_features", "grad_values")
-JUDGED = ("output", "grad_features", "grad_values")
+CHECKED = ("output", "grad_features", "grad_values")
 Operator = Callable[..., tuple[Tensor, Tensor]]
 
-H, W = 26, 33  # of hostile inputs: 20 tiles of 64 pixels, more than are computed plainly
+H, W = (
+    26,
+    33,
+)  # of hostile inputs: 20 tiles of 64 pixels, so that no kernel takes its path for small maps
 
 
 @dataclass(frozen=True)
 class Case:
-    """The arguments of LAM and the gradient that comes back to it."""
+    """LAM's arguments and its upstream gradient."""
 
     features: Tensor  # [N, D, h, w]
     values: Tensor  # [N, C, h, w]
@@ -35,23 +38,23 @@ class Case:
     radius: int | None = None
 
     @property
-    def numbers(self) -> tuple[float, float, float, int | None]:
-        """What the operators take behind their tensors."""
+    def params(self) -> tuple[float, float, float, int | None]:
+        """The operators' arguments after their tensors."""
         return self.sigma, self.eps, self.scale, self.radius
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Case:
-        """The same with each tensor changed."""
+        """Return the case with every tensor changed."""
         features, values, grad_output = map(change, (self.features, self.values, self.grad_output))
         return replace(self, features=features, values=values, grad_output=grad_output)
 
     def to(self, dtype: torch.dtype) -> Case:
-        """The same in another dtype."""
+        """Return the case in another dtype."""
         return self.map(lambda x: x.to(dtype))
 
 
 @dataclass(frozen=True)
 class Results:
-    """What LAM makes of a case."""
+    """The results of LAM's forward and backward."""
 
     output: Tensor  # [N, C, h, w]
     log_denominator: Tensor  # [N, h, w]
@@ -60,61 +63,72 @@ class Results:
 
 
 def run_kernel(case: Case) -> Results:
-    """Forward and backward by the operators."""
+    """Run forward and backward by the operators."""
     return run_with(torch.ops.blpseg.lam, torch.ops.blpseg.lam_backward, case)
 
 
 def run_reference(case: Case) -> Results:
-    """Forward and backward by the reference, in the case's own dtype."""
+    """Run forward and backward by the reference, in the case's own dtype."""
     return run_with(lam_forward, lam_backward, case)
 
 
 def run_with(forward: Operator, backward: Operator, case: Case) -> Results:
-    """Forward and backward by functions of the operators' signatures."""
-    saved = forward(case.features, case.values, *case.numbers)
+    """Run forward and backward by functions with the operators' signatures."""
+    saved = forward(case.features, case.values, *case.params)
     inputs = case.grad_output, case.features, case.values
-    return Results(*saved, *backward(*inputs, *saved, *case.numbers))
+    return Results(*saved, *backward(*inputs, *saved, *case.params))
 
 
 def assert_equal(results: Results, expected: Results) -> None:
-    """Bit for bit."""
+    """Assert that all results have the same bits."""
     for name in RESULTS:
         assert torch.equal(getattr(results, name), getattr(expected, name)), name
 
 
-class Judge:
-    """A case in float64, and the rule by which results in float32 or float64 are accepted.
+class ErrorBudget:
+    """A case, what it gives in float64, and how far results may be from that.
 
-    An error is measured by the largest number of the image's channel (of the image, for the
-    features' gradient, where channels mix), and the largest error counts. In float32 it may be
-    twice that of the plain formulation in float32, and a few roundings. In float64 there is no
-    better judge: results agree to rounding, which grows with the scores, whose exponentials are
-    taken.
+    An error counts relative to the largest number of its image and channel; for the features'
+    gradient, where channels mix, relative to the largest of its image. The largest error counts.
+    In float32 it may be twice the error of the plain formulation in float32, plus a few roundings.
+    In float64 nothing more exact is at hand: both results may be wrong by a rounding of the
+    scores, whose exponentials are taken.
     """
 
     def __init__(self, case: Case) -> None:
         self.case = case.to(torch.float32)
         wide = self.case.to(torch.float64)
-        self.truth = run_reference(wide)
+        self.expected = run_reference(wide)
         self._sizes = {
-            "output": self.truth.output.abs().amax((2, 3), keepdim=True),
+            "output": self.expected.output.abs().amax((2, 3), keepdim=True),
             "grad_features": self._size_of_grad_features(wide),
-            "grad_values": self.truth.grad_values.abs().amax((2, 3), keepdim=True),
+            "grad_values": self.expected.grad_values.abs().amax((2, 3), keepdim=True),
         }
-        score = abs(case.scale) * wide.features.square().sum(1).max().item()
-        self._rounding = 2**-48 * max(16.0, score)
+        max_score = abs(case.scale) * wide.features.square().sum(1).max().item()
+        self._rounding = 2**-48 * max(16.0, max_score)
         self._plain: Results | None = None
 
     def check_kernel(self, dtype: torch.dtype) -> None:
-        """Assert that what the kernel makes of the case in a dtype is accepted."""
+        """Assert that the operators' results for the case in a dtype are within the budget."""
         results = run_kernel(self.case.to(dtype))
         assert all(getattr(results, name).dtype == dtype for name in RESULTS)
         self.check(results)
 
     def check(self, results: Results) -> None:
-        """Assert that results are accepted."""
-        for name in JUDGED:
+        """Assert that results are within the budget."""
+        for name in CHECKED:
             error, allowed = self._error(results, name), self._allowed(results, name)
+            assert error <= allowed, f"{name}: off by {error:.1e}, allowed {allowed:.1e}"
+
+    def check_halves(self, results: Results) -> None:
+        """Assert that results of a case in bfloat16 or float16 are within that dtype's rounding.
+
+        Probabilities and score gradients are rounded to the dtype, and so are the results.
+        """
+        for name in CHECKED:
+            result, expected = getattr(results, name), getattr(self.expected, name)
+            allowed = 4 * torch.finfo(result.dtype).eps * expected.abs().max() + 1e-12
+            error = (result - expected).abs().max()
             assert error <= allowed, f"{name}: off by {error:.1e}, allowed {allowed:.1e}"
 
     def _allowed(self, results: Results, name: str) -> float:
@@ -125,166 +139,175 @@ class Judge:
         return 2 * self._error(self._plain, name) + 4e-7
 
     def _error(self, results: Results, name: str) -> float:
-        error = (getattr(results, name).double() - getattr(self.truth, name)).abs()
-        # Where all is 0, nothing but 0 is right.
+        error = (getattr(results, name).double() - getattr(self.expected, name)).abs()
+        # Where every expected number is 0, only 0 is right.
         return (error / self._sizes[name]).where(error != 0, 0).max().item()
 
     def _size_of_grad_features(self, wide: Case) -> Tensor:  # [N, 1, 1, 1]
-        """The largest of each image, or what the gradient is the small difference of.
+        """Return the largest gradient of each image, or the terms that it is a difference of.
 
-        In a pixel's own part of the gradient of its features, its output is taken from its values.
+        A pixel's own term of its feature gradient is proportional to its value minus its output.
         """
-        own_share = (-self.truth.log_denominator).exp()
-        terms = wide.grad_output.abs() * (wide.values.abs() + self.truth.output.abs())
-        own = abs(wide.scale) * wide.features.abs().amax(1) * own_share * terms.sum(1)
-        return self.truth.grad_features.abs().amax(1).maximum(own).amax((1, 2))[:, None, None, None]
+        own_prob = (-self.expected.log_denominator).exp()
+        terms = wide.grad_output.abs() * (wide.values.abs() + self.expected.output.abs())
+        own = abs(wide.scale) * wide.features.abs().amax(1) * own_prob * terms.sum(1)
+        size = self.expected.grad_features.abs().amax(1).maximum(own)
+        return size.amax((1, 2))[:, None, None, None]
 
 
-def random_case(features: Tensor, channels: int = 3, **numbers: float) -> Case:
-    """A case of given features [N, D, h, w], with random values and gradient."""
+def random_case(features: Tensor, channels: int = 3, **params: float) -> Case:
+    """Return a case with the features [N, D, h, w], random values and a random gradient."""
     n, _, h, w = features.shape
     values, grad_output = (randn(n, channels, h, w, seed=seed) for seed in (1, 2))
-    return Case(features, values, grad_output, **numbers)
+    return Case(features, values, grad_output, **params)
 
 
-def normal_case(
-    n: int, d: int, c: int, h: int, w: int, norm: float = 2.0, **numbers: float
-) -> Case:
-    """A case of a size, all random; `norm` is about that of the features."""
-    return random_case(randn(n, d, h, w) * norm / math.sqrt(d), c, **numbers)
+def normal_case(n: int, d: int, c: int, h: int, w: int, norm: float = 2.0, **params: float) -> Case:
+    """Return a random case of a size; `norm` is about the norm of a pixel's features."""
+    return random_case(randn(n, d, h, w) * norm / math.sqrt(d), c, **params)
 
 
-def _of_norm(norm: float, dim: int = 16) -> Tensor:  # [1, D, H, W]
-    features = randn(1, dim, H, W)
+def _of_norm(norm: float, h: int, w: int, dim: int = 16) -> Tensor:  # [1, D, h, w]
+    features = randn(1, dim, h, w)
     return norm * features / features.norm(dim=1, keepdim=True)
 
 
 def smooth_features(h: int = H, w: int = W, dim: int = 12) -> Tensor:  # [1, D, h, w]
-    """Waves of some 20 pixels, norm 4."""
+    """Waves of about 20 pixels, norm 4."""
     y, x = torch.arange(h).double()[:, None], torch.arange(w).double()
     fy, fx, phase = randn(3, dim, 1, 1)
     return ((fy * y + fx * x) / 4 + phase).sin()[None] * 4 / math.sqrt(dim / 2)
 
 
-def _smooth(**numbers: float) -> Case:
-    return random_case(smooth_features(), **numbers)
+def _smooth(h: int, w: int, **params: float) -> Case:
+    return random_case(smooth_features(h, w), **params)
 
 
-def _far_pixel(norm: float, y: int = 0, x: int = 0, dim: int = 16) -> Case:
-    features = 0.5 * randn(1, dim, H, W)
+def _far_pixel(norm: float, h: int, w: int, y: int = 0, x: int = 0, dim: int = 16) -> Case:
+    features = 0.5 * randn(1, dim, h, w)
     features[0, :, y, x] *= norm / features[0, :, y, x].norm()
     return random_case(features)
 
 
-def _far_pixels() -> Case:
+def _far_pixels(h: int, w: int) -> Case:
     """Every 20th pixel, with norms from 10 to 1e3."""
-    features = 0.5 * randn(1, 16, H, W)
+    features = 0.5 * randn(1, 16, h, w)
     far = features.flatten(2)[..., ::20]
     far *= torch.logspace(1, 3, far.shape[-1]) / far.norm(dim=1, keepdim=True)
     return random_case(features)
 
 
-def _hot_spot(what: str) -> Case:
-    case = _smooth()
+def _hot_pixel(h: int, w: int) -> tuple[int, int]:
+    return h * 15 // 26, w * 20 // 33
+
+
+def _hot_spot(what: str, h: int, w: int) -> Case:
+    case = _smooth(h, w)
+    y, x = _hot_pixel(h, w)
     hot = getattr(case, what).clone()
-    hot[0, 2, 15, 20] = 1e6
+    hot[0, 2, y, x] = 1e6
     return replace(case, **{what: hot})
 
 
-def _unseen_hot_spot(what: str) -> Case:
-    """One pixel apart with all of the values, or of the gradient.
+def _unseen_hot_spot(what: str, h: int, w: int) -> Case:
+    """One distant pixel has all of the values, or all of the upstream gradient.
 
-    The others get a share of 1e-12 of it, and it gets one of 2e-8 of itself and of each other.
+    Other queries give it a probability of 1e-12. As a query it gives 2e-8 to every pixel.
     """
-    features = torch.zeros(1, 8, H, W, dtype=torch.float64)
+    y, x = _hot_pixel(h, w)
+    features = torch.zeros(1, 8, h, w, dtype=torch.float64)
     features[:, 0] = math.sqrt(40)
-    features[:, 0, 15, 20] /= 2
+    features[:, 0, y, x] /= 2
     case = random_case(features, sigma=1e4)
     hot = torch.zeros_like(getattr(case, what))
-    hot[..., 15, 20] = 1e6
+    hot[..., y, x] = 1e6
     return replace(case, **{what: hot})
 
 
-def _sparse_gradient(step: int) -> Case:
-    case = _smooth()
+def _sparse_gradient(step: int, h: int, w: int) -> Case:
+    case = _smooth(h, w)
     sparse = torch.zeros_like(case.grad_output)
     sparse[..., 3::step, 4::step] = case.grad_output[..., 3::step, 4::step]
     return replace(case, grad_output=sparse)
 
 
-def _two_clusters(distance: float) -> Case:
-    features = _of_norm(0.5)
-    features[:, 0, :, : W // 2] += distance / 2
-    features[:, 0, :, W // 2 :] -= distance / 2
+def _two_clusters(distance: float, h: int, w: int) -> Case:
+    features = _of_norm(0.5, h, w)
+    features[:, 0, :, : w // 2] += distance / 2
+    features[:, 0, :, w // 2 :] -= distance / 2
     return random_case(features)
 
 
-def _norms_of_all_sizes() -> Case:
-    return random_case(_of_norm(1.5) * (1.5 * randn(1, 1, H, W, seed=3)).exp())
+def _norms_of_all_sizes(h: int, w: int) -> Case:
+    return random_case(_of_norm(1.5, h, w) * (1.5 * randn(1, 1, h, w, seed=3)).exp())
 
 
-def _embedding() -> Case:
-    """As the module makes it: 51 dimensions of 256, and the rounding of a float32 convolution."""
+def _embedding(h: int, w: int) -> Case:
+    """The module's own features: rank 51 of 256, with a float32 convolution's rounding."""
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(0)
         module = LocalAggregation()
-        image = torch.nn.functional.interpolate(torch.randn(1, 3, 16, 16), (4 * H, 4 * W))
+        image = torch.nn.functional.interpolate(torch.randn(1, 3, 16, 16), (4 * h, 4 * w))
         image += 0.1 * torch.randn(image.shape)
         return random_case(module.embed(image).double(), channels=21)
 
 
-def _low_rank(own_directions: int = 0, dim: int = 128) -> Case:
-    """Rank 5, exactly, but for some pixels that have each a direction of its own."""
-    basis, coordinates = ((8 * x).round() / 8 for x in (randn(dim, 5), randn(5, H * W, seed=3)))
+def _low_rank(own_directions: int, h: int, w: int, dim: int = 128) -> Case:
+    """Rank 5 exactly, except for some pixels that have a direction of their own each."""
+    own_directions = min(own_directions, h * w)
+    basis, coordinates = ((8 * x).round() / 8 for x in (randn(dim, 5), randn(5, h * w, seed=3)))
     features = basis @ coordinates / 8
-    pixels = torch.randperm(H * W, generator=torch.Generator().manual_seed(5))[:own_directions]
+    pixels = torch.randperm(h * w, generator=torch.Generator().manual_seed(5))[:own_directions]
     features[:, pixels] += 4 / math.sqrt(dim) * randn(dim, own_directions, seed=4)
-    return random_case(features.reshape(1, dim, H, W))
+    return random_case(features.reshape(1, dim, h, w))
 
 
-HOSTILE: dict[str, Callable[[], Case]] = {
+# Each takes the height and the width.
+HOSTILE: dict[str, Callable[[int, int], Case]] = {
     "smooth": _smooth,
-    "all features equal": lambda: random_case(randn(1, 16, 1, 1).repeat(1, 1, H, W)),
-    "all features zero": lambda: random_case(torch.zeros(1, 16, H, W)),
-    "norm 1e-3": lambda: random_case(_of_norm(1e-3)),
-    "norm 1": lambda: random_case(_of_norm(1)),
-    "norm 30": lambda: random_case(_of_norm(30)),
-    "norm 1e3": lambda: random_case(_of_norm(1e3)),
+    "all features equal": lambda h, w: random_case(randn(1, 16, 1, 1).repeat(1, 1, h, w)),
+    "all features zero": lambda h, w: random_case(torch.zeros(1, 16, h, w)),
+    "norm 1e-3": lambda h, w: random_case(_of_norm(1e-3, h, w)),
+    "norm 1": lambda h, w: random_case(_of_norm(1, h, w)),
+    "norm 30": lambda h, w: random_case(_of_norm(30, h, w)),
+    "norm 1e3": lambda h, w: random_case(_of_norm(1e3, h, w)),
     "norms of all sizes": _norms_of_all_sizes,
-    "far pixel 1e2": lambda: _far_pixel(1e2),
-    "far pixel 1e3": lambda: _far_pixel(1e3),
-    "far pixel 1e3, elsewhere": lambda: _far_pixel(1e3, 5, 2),
-    "far pixel 1e5": lambda: _far_pixel(1e5),
-    "far pixel 1e4, many dimensions": lambda: _far_pixel(1e4, dim=80),
+    "far pixel 1e2": partial(_far_pixel, 1e2),
+    "far pixel 1e3": partial(_far_pixel, 1e3),
+    "far pixel 1e3, elsewhere": partial(_far_pixel, 1e3, y=5, x=2),
+    "far pixel 1e5": partial(_far_pixel, 1e5),
+    "far pixel 1e4, many dimensions": partial(_far_pixel, 1e4, dim=80),
     "far pixels": _far_pixels,
-    "hot value": lambda: _hot_spot("values"),
-    "hot gradient": lambda: _hot_spot("grad_output"),
-    "unseen hot value": lambda: _unseen_hot_spot("values"),
-    "unseen hot gradient": lambda: _unseen_hot_spot("grad_output"),
-    "few gradients": lambda: _sparse_gradient(11),
-    "one gradient": lambda: _sparse_gradient(100),
-    "sigma 1e-20": lambda: _smooth(sigma=1e-20),
-    "sigma 0.3": lambda: _smooth(sigma=0.3),
-    "sigma 1": lambda: _smooth(sigma=1.0),
-    "sigma 30": lambda: _smooth(sigma=30.0),
-    "sigma 1e6": lambda: _smooth(sigma=1e6),
-    "scale -1": lambda: _smooth(scale=-1.0),
-    "scale 0": lambda: _smooth(scale=0.0),
-    "scale 0.06": lambda: _smooth(scale=0.06),
-    "two clusters": lambda: _two_clusters(16),
-    "two far clusters": lambda: _two_clusters(200),
-    "a common offset": lambda: random_case(_of_norm(1) + 30),
+    "hot value": partial(_hot_spot, "values"),
+    "hot gradient": partial(_hot_spot, "grad_output"),
+    "unseen hot value": partial(_unseen_hot_spot, "values"),
+    "unseen hot gradient": partial(_unseen_hot_spot, "grad_output"),
+    "few gradients": partial(_sparse_gradient, 11),
+    "one gradient": partial(_sparse_gradient, 100),
+    "sigma 1e-20": partial(_smooth, sigma=1e-20),
+    "sigma 0.3": partial(_smooth, sigma=0.3),
+    "sigma 1": partial(_smooth, sigma=1.0),
+    "sigma 30": partial(_smooth, sigma=30.0),
+    "sigma 1e6": partial(_smooth, sigma=1e6),
+    "scale -1": partial(_smooth, scale=-1.0),
+    "scale 0": partial(_smooth, scale=0.0),
+    "scale 0.06": partial(_smooth, scale=0.06),
+    "two clusters": partial(_two_clusters, 16),
+    "two far clusters": partial(_two_clusters, 200),
+    "a common offset": lambda h, w: random_case(_of_norm(1, h, w) + 30),
     "the module's embedding": _embedding,
-    "rank 5": _low_rank,
-    "rank 5, one own direction": lambda: _low_rank(1),
-    "rank 5, 40 own directions": lambda: _low_rank(40),
-    "rank 5, 200 own directions": lambda: _low_rank(200),
-    "D 7": lambda: random_case(_of_norm(3, 7)),
-    "D 1": lambda: random_case(_of_norm(3, 1) * randn(1, 1, H, W, seed=6)),
+    "rank 5": partial(_low_rank, 0),
+    "rank 5, one own direction": partial(_low_rank, 1),
+    "rank 5, 40 own directions": partial(_low_rank, 40),
+    "rank 5, 200 own directions": partial(_low_rank, 200),
+    "D 7": lambda h, w: random_case(_of_norm(3, h, w, 7)),
+    "D 1": lambda h, w: random_case(_of_norm(3, h, w, 1) * randn(1, 1, h, w, seed=6)),
 }
 
 
 @cache
-def hostile(name: str, eps: float, radius: int | None = None) -> Judge:
-    """The judge of one of HOSTILE, made once."""
-    return Judge(replace(HOSTILE[name](), eps=eps, radius=radius))
+def hostile(
+    name: str, eps: float, radius: int | None = None, h: int = H, w: int = W
+) -> ErrorBudget:
+    """Return the error budget of one of HOSTILE; every call with the same arguments shares it."""
+    return ErrorBudget(replace(HOSTILE[name](h, w), eps=eps, radius=radius))

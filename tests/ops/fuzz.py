@@ -70,13 +70,13 @@ def draw_operator(rng: Random) -> Call:
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     if name.startswith("lam"):
         lam = draw_lam(rng).map(lay_out).to(dtype).map(lay_out)
-        arguments = [lam.features, lam.values, *lam.numbers]
+        arguments = [lam.features, lam.values, *lam.params]
         if name == "lam_backward":
             # Not forward's own results: backward must not rely on what it is given.
             output = draw_tensor(rng, *lam.values.shape).to(dtype)
             log_denominator = draw_tensor(rng, *lam.values[:, 0].shape).to(wide)
             inputs = [lam.grad_output, lam.features, lam.values, output, log_denominator]
-            arguments = [*inputs, *lam.numbers]
+            arguments = [*inputs, *lam.params]
     elif name == "upsample_argmax":
         logits, size = draw_upsample_argmax(rng)
         arguments = [lay_out(lay_out(logits).to(dtype)), list(size)]

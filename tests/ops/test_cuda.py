@@ -20,7 +20,7 @@ from ._lam_inputs import (
     HOSTILE,
     RESULTS,
     Case,
-    Judge,
+    ErrorBudget,
     Results,
     assert_equal,
     hostile,
@@ -149,8 +149,8 @@ LAM_SIZES = [
 @pytest.mark.parametrize("size", LAM_SIZES, ids=str)
 def test_lam_in_float32(size: tuple[int, int, int, int, int, float]) -> None:
     *shape, eps = size
-    judge = Judge(normal_case(*shape, sigma=2.5, eps=eps, scale=0.7))
-    judge.check(_on_device(judge.case))
+    budget = ErrorBudget(normal_case(*shape, sigma=2.5, eps=eps, scale=0.7))
+    budget.check(_on_device(budget.case))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -160,7 +160,7 @@ def test_lam_multiplies_halves_as_given(
 ) -> None:
     *shape, eps = size
     case = normal_case(*shape, sigma=2.5, eps=eps, scale=0.7).to(dtype)
-    results, truth = _on_device(case), Judge(case).truth
+    results, truth = _on_device(case), ErrorBudget(case).truth
     # Shares and gradients of scores are rounded to the dtype, and so is what comes out.
     tolerance = 4 * torch.finfo(dtype).eps
     for name in ("output", "grad_features", "grad_values"):
@@ -173,8 +173,8 @@ def test_lam_multiplies_halves_as_given(
 @pytest.mark.parametrize("eps", [0.0, 1e-7])
 @pytest.mark.parametrize("name", HOSTILE)
 def test_lam_on_hostile_inputs(name: str, eps: float) -> None:
-    judge = hostile(name, eps)
-    judge.check(_on_device(judge.case))
+    budget = hostile(name, eps)
+    budget.check(_on_device(budget.case))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])

@@ -12,7 +12,7 @@ import blpseg_ops
 
 from ._common import LAYOUTS, MEASURE, far_apart, run_program
 from ._lam_inputs import (
-    Judge,
+    ErrorBudget,
     assert_equal,
     hostile,
     normal_case,
@@ -44,17 +44,17 @@ SIZES = [
 
 @pytest.mark.parametrize(("size", "eps"), SIZES, ids=str)
 def test_odd_sizes(size: tuple[int, int, int, int, int], eps: float) -> None:
-    judge = Judge(normal_case(*size, sigma=2.5, eps=eps, scale=0.7))
+    budget = ErrorBudget(normal_case(*size, sigma=2.5, eps=eps, scale=0.7))
     for dtype in WIDE:
-        judge.check_kernel(dtype)
+        budget.check_kernel(dtype)
 
 
 @pytest.mark.parametrize("name", ["smooth", "two clusters", "scale -1"])
 @pytest.mark.parametrize("eps", [0.0, 1e-3])
 def test_the_denominator_that_backward_is_given(name: str, eps: float) -> None:
-    judge = hostile(name, eps)
-    log_denominator = run_kernel(judge.case.to(torch.float64)).log_denominator
-    torch.testing.assert_close(log_denominator, judge.truth.log_denominator, rtol=0, atol=1e-11)
+    budget = hostile(name, eps)
+    log_denominator = run_kernel(budget.case.to(torch.float64)).log_denominator
+    torch.testing.assert_close(log_denominator, budget.expected.log_denominator, rtol=0, atol=1e-11)
 
 
 @pytest.mark.parametrize("dtype", WIDE + NARROW, ids=str)
@@ -80,7 +80,7 @@ def test_narrow_inputs_are_widened_and_rounded_once(
 
     forward = results.output.float(), results.log_denominator
     grads = torch.ops.blpseg.lam_backward(
-        wide.grad_output, wide.features, wide.values, *forward, *wide.numbers
+        wide.grad_output, wide.features, wide.values, *forward, *wide.params
     )
     assert torch.equal(results.grad_features, grads[0].to(dtype))
     assert torch.equal(results.grad_values, grads[1].to(dtype))
@@ -127,9 +127,9 @@ def test_every_variant(restore_variant: None, variant: str, dtype: torch.dtype) 
 def test_every_variant_at_odd_sizes(restore_variant: None, variant: str) -> None:
     _C.set_cpu_capability(variant)
     for size in ((1, 1, 1, 1, 1), (3, 5, 7, 7, 9), (1, 70, 6, 19, 23)):
-        judge = Judge(normal_case(*size, eps=1e-7))
+        budget = ErrorBudget(normal_case(*size, eps=1e-7))
         for dtype in WIDE:
-            judge.check_kernel(dtype)
+            budget.check_kernel(dtype)
 
 
 def test_the_operators_refuse_a_negative_radius() -> None:
@@ -201,11 +201,11 @@ def test_any_layout(layout: str, size: tuple[int, int, int, int, int], dtype: to
 
 def test_saved_tensors_of_any_layout() -> None:
     case = normal_case(2, 9, 5, 18, 23, eps=1e-7)
-    forward = torch.ops.blpseg.lam(case.features, case.values, *case.numbers)
+    forward = torch.ops.blpseg.lam(case.features, case.values, *case.params)
     inputs = case.grad_output, case.features, case.values
-    expected = torch.ops.blpseg.lam_backward(*inputs, *forward, *case.numbers)
+    expected = torch.ops.blpseg.lam_backward(*inputs, *forward, *case.params)
     transposed = (x.mT.contiguous().mT for x in forward)
-    grads = torch.ops.blpseg.lam_backward(*inputs, *transposed, *case.numbers)
+    grads = torch.ops.blpseg.lam_backward(*inputs, *transposed, *case.params)
     assert torch.equal(grads[0], expected[0])
     assert torch.equal(grads[1], expected[1])
 

@@ -15,7 +15,7 @@ import blpseg_ops
 from blpseg_ops.reference.lam import lam_backward, lam_forward
 
 from ._common import MEASURE, randn, run_program
-from ._lam_inputs import HOSTILE, Judge, hostile, normal_case, run_with
+from ._lam_inputs import HOSTILE, ErrorBudget, hostile, normal_case, run_with
 
 
 def masked(
@@ -71,9 +71,9 @@ def test_kernel_on_hostile_inputs(name: str, radius: int, eps: float) -> None:
 @pytest.mark.parametrize("radius", [0, 1, 7, 8, 9, 63])
 @pytest.mark.parametrize("size", [(2, 33, 5, 33, 31), (1, 9, 5, 10, 129), (2, 3, 2, 1, 700)])
 def test_kernel_at_odd_sizes(size: tuple[int, int, int, int, int], radius: int) -> None:
-    judge = Judge(normal_case(*size, sigma=2.5, eps=1e-3, scale=0.7, radius=radius))
+    budget = ErrorBudget(normal_case(*size, sigma=2.5, eps=1e-3, scale=0.7, radius=radius))
     for dtype in (torch.float32, torch.float64):
-        judge.check_kernel(dtype)
+        budget.check_kernel(dtype)
 
 
 def test_reference_in_small_blocks_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:

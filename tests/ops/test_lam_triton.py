@@ -1,28 +1,25 @@
 """LAM's Triton kernels, forward and backward, in Triton's interpreter: no GPU is needed.
 
-Triton decides when it is imported whether it interprets, so these tests run in a process of their
-own, which the only test of the other process starts. To work on them:
-``TRITON_INTERPRET=1 pytest tests/ops/test_lam_triton.py``.
+Triton decides at import whether it interprets, so test_triton_interpreter.py starts a process for
+this file. To work on it: ``TRITON_INTERPRET=1 pytest tests/ops/test_lam_triton.py``. Dot products
+are exact and rounded once here; test_lam_tensor_cores.py has tests with a chip's rounding.
 """
 
 from __future__ import annotations
 
 import math
 import os
-import subprocess
-import sys
-from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
 import torch
-from torch import Tensor
 
+from ._common import LAYOUTS
 from ._lam_inputs import (
-    JUDGED,
+    CHECKED,
     RESULTS,
     Case,
-    Judge,
+    ErrorBudget,
     Results,
     hostile,
     normal_case,
@@ -31,21 +28,12 @@ from ._lam_inputs import (
 )
 
 pytest.importorskip("triton", reason="no Triton for this platform")
+if os.environ.get("TRITON_INTERPRET") != "1":
+    pytest.skip("test_triton_interpreter.py runs this file", allow_module_level=True)
 
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-interpreted = pytest.mark.skipif(not INTERPRETED, reason="runs in the interpreter's process")
+from . import _triton_interpreter
 
-
-@pytest.mark.skipif(INTERPRETED, reason="this is the interpreter's process")
-def test_in_the_interpreter() -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "--quiet", __file__],
-        env={**os.environ, "TRITON_INTERPRET": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+_triton_interpreter.prepare()
 
 
 def _run(case: Case) -> Results:
@@ -83,14 +71,13 @@ CASES: dict[str, Case] = {
 }
 
 
-@interpreted
 @pytest.mark.parametrize("name", CASES)
 def test_float32(name: str) -> None:
-    judge = Judge(CASES[name])
-    results = _run(judge.case)
+    budget = ErrorBudget(CASES[name])
+    results = _run(budget.case)
     assert all(getattr(results, result).dtype == torch.float32 for result in RESULTS)
-    judge.check(results)
-    log_denominator = judge.truth.log_denominator.to(torch.float32)
+    budget.check(results)
+    log_denominator = budget.expected.log_denominator.to(torch.float32)
     torch.testing.assert_close(results.log_denominator, log_denominator, rtol=1e-6, atol=1e-5)
 
 
@@ -100,54 +87,37 @@ HOSTILE = [
 ]
 
 
-@interpreted
 @pytest.mark.parametrize(("name", "eps"), HOSTILE)
 def test_hostile_inputs(name: str, eps: float) -> None:
-    judge = hostile(name, eps)
-    judge.check(_run(judge.case))
+    budget = hostile(name, eps)
+    budget.check(_run(budget.case))
 
 
-@interpreted
-def test_float16_multiplies_as_given() -> None:
-    case = normal_case(2, 20, 5, 11, 13, sigma=2.5, eps=1e-3).to(torch.float16)
-    results, judge = _run(case), Judge(case)
-    for name in ("output", "grad_features", "grad_values"):
-        result, truth = getattr(results, name), getattr(judge.truth, name)
-        assert result.dtype == torch.float16
-        # Shares and gradients of scores are rounded to 11 bits, and so is what comes out.
-        assert (result - truth).abs().max() <= 2**-9 * truth.abs().max()
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_halves_are_multiplied_as_given(dtype: torch.dtype) -> None:
+    case = normal_case(2, 20, 5, 11, 13, sigma=2.5, eps=1e-3).to(dtype)
+    results = _run(case)
+    assert all(getattr(results, name).dtype == dtype for name in CHECKED)
     assert results.log_denominator.dtype == torch.float32
+    ErrorBudget(case).check_halves(results)
 
 
-def _wider(x: Tensor) -> Tensor:  # strides of 2 and 3, an offset
-    n, c, h, w = x.shape
-    room = torch.full((n + 1, 2 * c, h + 3, 3 * w), math.nan, dtype=x.dtype)
-    room[1:, ::2, 2:-1, 1::3] = x
-    return room[1:, ::2, 2:-1, 1::3]
+# These differ in what the pack kernel has to do; test_layouts.py has all layouts of all ops.
+PACKED_LAYOUTS = ("transposed", "channels_last", "strided, with an offset", "one image for all")
 
 
-LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
-    "transposed": lambda x: x.mT.contiguous().mT,
-    "channels_last": lambda x: x.contiguous(memory_format=torch.channels_last),
-    "strided, with an offset": _wider,
-    "one image for all": lambda x: x[:1].expand(x.shape),
-}
-
-
-@interpreted
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", PACKED_LAYOUTS)
 def test_any_layout(layout: str) -> None:
     laid_out = normal_case(2, 9, 5, 7, 9, eps=1e-7).to(torch.float32).map(LAYOUTS[layout])
     results, expected = _run(laid_out), _run(laid_out.map(torch.Tensor.contiguous))
     for name in RESULTS:
         assert torch.equal(getattr(results, name), getattr(expected, name)), name
     for name, like in zip(
-        JUDGED, (laid_out.values, laid_out.features, laid_out.values), strict=True
+        CHECKED, (laid_out.values, laid_out.features, laid_out.values), strict=True
     ):
         assert getattr(results, name).stride() == torch.empty_like(like).stride(), name
 
 
-@interpreted
 @pytest.mark.parametrize(
     ("tensor", "number"),
     [
@@ -172,7 +142,6 @@ def test_non_finite_numbers_show(tensor: str, number: float) -> None:
         assert getattr(results, name)[0].isfinite().all(), name
 
 
-@interpreted
 def test_what_the_kernels_do_not_take_goes_to_the_reference() -> None:
     from blpseg_ops.reference.lam import lam_backward, lam_forward
 
@@ -186,14 +155,12 @@ def test_what_the_kernels_do_not_take_goes_to_the_reference() -> None:
             assert torch.equal(getattr(results, name), getattr(expected, name)), name
 
 
-@interpreted
 def test_empty_batch() -> None:
     results = _run(normal_case(0, 4, 3, 20, 20).to(torch.float32))
     assert results.output.shape == results.grad_values.shape == (0, 3, 20, 20)
     assert results.grad_features.shape == (0, 4, 20, 20)
 
 
-@interpreted
 @pytest.mark.parametrize("symmetric", [False, True])
 def test_lists_are_as_long_as_the_window_is_large(symmetric: bool) -> None:
     from blpseg_ops.triton.lam_describe import describe
@@ -202,7 +169,7 @@ def test_lists_are_as_long_as_the_window_is_large(symmetric: bool) -> None:
     from blpseg_ops.triton.lam_tile_lists import list_tiles
 
     case = random_case(torch.ones(1, 4, 56, 64), sigma=1e3, eps=1.0, radius=9).to(torch.float32)
-    grid, params = TileGrid.of(case.features, 1), LamParams.of(*case.numbers)
+    grid, params = TileGrid.of(case.features, 1), LamParams.of(*case.params)
     packed = pack(case.features, grid, 64), pack(case.values, grid, 32)
     tiles = describe(*packed, grid, params.scale)
     lists, lengths = list_tiles(tiles, grid, params, 1, "sm_90", window=True, symmetric=symmetric)
@@ -217,7 +184,6 @@ def test_lists_are_as_long_as_the_window_is_large(symmetric: bool) -> None:
         ]
 
 
-@interpreted
 def test_far_tiles_are_left_out() -> None:
     from blpseg_ops.triton.lam_describe import describe
     from blpseg_ops.triton.lam_math import LamParams
@@ -225,7 +191,7 @@ def test_far_tiles_are_left_out() -> None:
     from blpseg_ops.triton.lam_tile_lists import list_tiles
 
     case = random_case(torch.ones(1, 4, 8, 800), sigma=2.0).to(torch.float32)
-    grid, params = TileGrid.of(case.features, 1), LamParams.of(*case.numbers)
+    grid, params = TileGrid.of(case.features, 1), LamParams.of(*case.params)
     packed = pack(case.features, grid, 64), pack(case.values, grid, 32)
     tiles = describe(*packed, grid, params.scale)
     lists, lengths = list_tiles(tiles, grid, params, 1, "sm_90", window=False, symmetric=False)

@@ -54,7 +54,7 @@ def drawn(examples: int) -> Callable[[Callable[[Random], None]], Callable[[], No
 # --- Against float64 ------------------------------------------------------------------------------
 
 
-class LamJudge(_lam_inputs.Judge):
+class LamErrorBudget(_lam_inputs.ErrorBudget):
     """For any draw, not for chosen ones.
 
     An error is measured by the terms of the sums, since these may cancel wholly, and may be four
@@ -68,7 +68,7 @@ class LamJudge(_lam_inputs.Judge):
         terms = _lam_inputs.run_reference(sizes)
         for name in ("output", "grad_values"):
             self._sizes[name] = getattr(terms, name).amax((2, 3), keepdim=True)
-        pairs = sizes.grad_output * (terms.output + self.truth.output.abs())
+        pairs = sizes.grad_output * (terms.output + self.expected.output.abs())
         edges = wide.features.abs().amax((1, 2, 3)) * pairs.sum(1).amax((1, 2))
         self._sizes["grad_features"] = abs(case.scale) * edges[:, None, None, None]
 
@@ -94,11 +94,11 @@ def check_lam(rng: Random) -> None:
         assert getattr(results, name).dtype == dtype, name
     if dtype == accumulate_dtype(dtype):
         if case.values.numel():
-            LamJudge(case).check(results)
+            LamErrorBudget(case).check(results)
         return
     # Narrow inputs are widened, and results rounded, once each.
     wide = case.to(torch.float32)
-    output, log_denominator = torch.ops.blpseg.lam(wide.features, wide.values, *wide.numbers)
+    output, log_denominator = torch.ops.blpseg.lam(wide.features, wide.values, *wide.params)
     assert torch.equal(results.output, output.to(dtype))
     assert torch.equal(results.log_denominator, log_denominator)
     grads = torch.ops.blpseg.lam_backward(
@@ -107,7 +107,7 @@ def check_lam(rng: Random) -> None:
         wide.values,
         results.output.float(),
         log_denominator,
-        *wide.numbers,
+        *wide.params,
     )
     assert torch.equal(results.grad_features, grads[0].to(dtype))
     assert torch.equal(results.grad_values, grads[1].to(dtype))
@@ -163,7 +163,7 @@ test_upsample_argmax = drawn(500)(check_upsample_argmax)
 
 
 def _lam(case: _lam_inputs.Case) -> Tensor:
-    return torch.ops.blpseg.lam(case.features, case.values, *case.numbers)[0]
+    return torch.ops.blpseg.lam(case.features, case.values, *case.params)[0]
 
 
 @drawn(100)
