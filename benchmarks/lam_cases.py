@@ -81,14 +81,14 @@ def call(run: Run, case: Case, inputs: tuple[Tensor, Tensor, Tensor]) -> tuple[T
 
 
 def _embedded_photo(name: str, h: int, w: int) -> Tensor:  # [1, D, h, w]
-    """The model's embedding, freshly initialised, of a photo that scikit-image ships."""
+    """The model's embedding, freshly initialized, of a photo that scikit-image ships."""
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        features = blpseg_ops.LocalAggregation(DIM).embed(normalised_photo(name, h, w))
+        features = blpseg_ops.LocalAggregation(DIM).embed(normalized_photo(name, h, w))
     return features.contiguous()
 
 
-def normalised_photo(name: str, h: int, w: int) -> Tensor:  # [1, 3, 4 h, 4 w]
+def normalized_photo(name: str, h: int, w: int) -> Tensor:  # [1, 3, 4 h, 4 w]
     """A photo that scikit-image ships, as a network gets it."""
     import skimage.data  # the rest of this file does without
 

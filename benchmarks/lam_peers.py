@@ -1,14 +1,15 @@
 """What ``lam`` is measured against.
 
-A peer is made for a case once, outside of what is timed: there it may precompute what does not
-depend on features and values, such as the dense Gaussian of L x L numbers. What comes back maps
-features and values to the output.
+A peer is made for a case once, which is not timed: it may precompute what does not depend on
+features and values, such as the dense Gaussian of L x L numbers. It returns a function of features
+and values that returns the output.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -25,7 +26,7 @@ def _ours(case: Case) -> Run:
 
 def _published(features: Tensor, values: Tensor, gaussian: Tensor, eps: float) -> Tensor:
     f = features.flatten(2)
-    weight = (f.mT @ f).softmax(-1) * gaussian  # [N, L, L], a row for every target
+    weight = (f.mT @ f).softmax(-1) * gaussian  # [N, L, L], a row per query
     weight = weight / (weight.sum(-1, keepdim=True) + eps)
     return (weight @ values.flatten(2).mT).mT.reshape(values.shape)
 
@@ -52,19 +53,33 @@ def _sdpa(case: Case) -> Run:
     return run
 
 
-def _flex(case: Case) -> Run:
+def flex(
+    case: Case, block_mask: BlockMask | None = None, kernel_options: dict[str, Any] | None = None
+) -> Run:
+    """FlexAttention with the Gaussian as its score modification."""
+
     def gaussian(score: Tensor, _n: Tensor, _head: Tensor, b: Tensor, a: Tensor) -> Tensor:
         dy, dx = b // case.w - a // case.w, b % case.w - a % case.w
         return score - (dy * dy + dx * dx) / (2 * case.sigma**2)
 
     attention = torch.compile(flex_attention, dynamic=False)
-    arguments = {"score_mod": gaussian, "block_mask": _block_mask(case), "scale": 1.0}
+    arguments = {
+        "score_mod": gaussian,
+        "block_mask": _block_mask(case) if block_mask is None else block_mask,
+        "scale": 1.0,
+        "kernel_options": kernel_options,
+    }
 
     def run(features: Tensor, values: Tensor) -> Tensor:
         query = _tokens(features)
         return _maps(attention(query, query, _tokens(values), **arguments), case)
 
     return run
+
+
+def _flex_flash(case: Case) -> Run:
+    """FlexAttention by FlashAttention 4's kernels, where these are installed."""
+    return flex(case, kernel_options={"BACKEND": "FLASH"})
 
 
 def _block_mask(case: Case) -> BlockMask | None:
@@ -128,6 +143,7 @@ OURS, EAGER, COMPILED, SDPA, FLEX = WHOLE = (
     "SDPA",
     "FlexAttention",
 )
+FLEX_FLASH = "FlexAttention, FLASH backend"  # on some GPUs only
 UNFOLD, UNFOLD_COMPILED = "unfold", "unfold, compiled"
 WINDOWED = OURS, UNFOLD, UNFOLD_COMPILED, FLEX
 PEERS: dict[str, Callable[[Case], Run]] = {
@@ -135,11 +151,12 @@ PEERS: dict[str, Callable[[Case], Run]] = {
     EAGER: _eager,
     COMPILED: _compiled,
     SDPA: _sdpa,
-    FLEX: _flex,
+    FLEX: flex,
+    FLEX_FLASH: _flex_flash,
     UNFOLD: _unfold,
     UNFOLD_COMPILED: _unfold_compiled,
 }
-COMPILES = {COMPILED, FLEX, UNFOLD_COMPILED}
+COMPILES = {COMPILED, FLEX, FLEX_FLASH, UNFOLD_COMPILED}
 KEEPS_MATRIX = {EAGER, COMPILED, SDPA}  # L x L float32 numbers, made once
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 ALL, BLP, PSEUDO, SELF_TRAINING = "all losses", "blp_loss", "pseudo_labels", "self-training"
 GAMMA, UNLABELED_WEIGHT, THRESHOLD, IGNORE = 2.0, 0.02, 0.9, 255
 
-LABELLED = 0.03  # of the pixels
+LABELED = 0.03  # of all pixels
 CLASSES_OF_AN_IMAGE = 4
 BRUSH, TURN = 3, 0.05  # width of a stroke in pixels; by how much it turns each pixel, in radians
 
@@ -94,11 +94,11 @@ def _logits(case: Case, channels: int, chosen: Tensor, rng: torch.Generator) -> 
 
 
 def _scribbles(case: Case, classes: Tensor, rng: torch.Generator) -> Tensor:  # [H, W]
-    """Smooth strokes of random classes until enough pixels are labelled."""
+    """Smooth strokes of random classes until enough pixels are labeled."""
     target = torch.full((case.high, case.high), case.classes, dtype=torch.uint8)
     length = case.high // 3
     brush = torch.arange(BRUSH) - BRUSH // 2
-    while (target != case.classes).float().mean() < LABELLED:
+    while (target != case.classes).float().mean() < LABELED:
         start, label = torch.rand(2, generator=rng), torch.randint(len(classes), (), generator=rng)
         turns = TURN * torch.randn(length, generator=rng)
         heading = 2 * math.pi * torch.rand((), generator=rng) + turns.cumsum(0)

@@ -62,12 +62,12 @@ def _published(case: Case) -> Run:
         return blp(seg, annotation, labels), annotated, labels
 
     def blp(seg: Tensor, annotation: Tensor, target: Tensor) -> Tensor:
-        labelled = target < case.classes
-        classes = F.one_hot(target.long().where(labelled, 0), case.classes).permute(0, 3, 1, 2)
-        one_hot = classes.float() * labelled[:, None]
+        labeled = target < case.classes
+        classes = F.one_hot(target.long().where(labeled, 0), case.classes).permute(0, 3, 1, 2)
+        one_hot = classes.float() * labeled[:, None]
         p, q = seg.softmax(1), annotation.softmax(1)
         annotated = (q[:, : case.classes] * p * one_hot).sum(1).detach()
-        weight = (1 - annotated) ** GAMMA * labelled
+        weight = (1 - annotated) ** GAMMA * labeled
         losses = -(seg.log_softmax(1) * one_hot).sum(1) * weight
         return (losses.sum((1, 2)) / (weight.sum((1, 2)) + GUARD)).mean()
 
@@ -99,11 +99,11 @@ def _careful(case: Case) -> Run:
         return blp(log_p, log_q, labels), annotated, labels
 
     def blp(log_p: Tensor, log_q: Tensor, target: Tensor) -> Tensor:
-        labelled = target < case.classes
-        label = target.long().where(labelled, 0)[:, None]
+        labeled = target < case.classes
+        label = target.long().where(labeled, 0)[:, None]
         log_p_y = log_p.gather(1, label).squeeze(1)
         log_q_y = log_q.detach().gather(1, label).squeeze(1)
-        weight = (1 - (log_p_y.detach() + log_q_y).exp()) ** GAMMA * labelled
+        weight = (1 - (log_p_y.detach() + log_q_y).exp()) ** GAMMA * labeled
         return -((weight * log_p_y).sum((1, 2)) / (weight.sum((1, 2)) + GUARD)).mean()
 
     def labels_of(log_p: Tensor, target: Tensor, present: Tensor) -> Tensor:

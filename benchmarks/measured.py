@@ -1,4 +1,4 @@
-"""What a result file holds."""
+"""Reads the result files of benchmarks."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ class Measured(NamedTuple):
 
     seconds: float  # median
     peak_bytes: float  # nan where it was not measured
-    errors: dict[str, float]  # of each tensor, relative to its largest number
+    errors: dict[str, float]  # by tensor, relative to its largest number
 
 
 Results = dict[tuple[str, Any], Measured]  # by peer and case
 
 
 def read(result: dict[str, Any], name: str, case_type: Any) -> Results:
-    """All measurements of the benchmark test_NAME."""
+    """Return all measurements of the benchmark test_NAME."""
     results: Results = {}
     for benchmark in result["benchmarks"]:
         if benchmark["name"].startswith(f"test_{name}["):
             info = benchmark["extra_info"]
-            told = {**case_type._field_defaults, **info}  # older files lack newer fields
-            case = case_type(*(told[field] for field in case_type._fields))
+            fields = {**case_type._field_defaults, **info}  # older files lack newer fields
+            case = case_type(*(fields[field] for field in case_type._fields))
             results[info["peer"], case] = Measured(
                 benchmark["stats"]["median"], info.get("peak_bytes", nan), info.get("errors", {})
             )

@@ -1,8 +1,8 @@
-"""Peak memory of one peer, as ``python -m benchmarks.memory NAME PEER < cases.json``.
+"""Peak memory of one peer: ``python -m benchmarks.memory NAME PEER < cases.json``.
 
-It runs in a process of its own, where nobody else's memory can be reused or counted. What is called
-is found by name: ``NAME_cases`` has ``Case``, ``make_inputs`` and ``call``, ``NAME_peers`` has
-``PEERS`` and ``COMPILES``.
+On the CPU a peer runs in a process of its own, where it can't reuse memory that others have left
+and theirs is not counted. ``NAME_cases`` defines ``Case``, ``make_inputs`` and ``call``;
+``NAME_peers`` defines ``PEERS`` and ``COMPILES``.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ C = TypeVar("C", bound=tuple[Any, ...])
 
 
 def measure_peaks(name: str, peer: str, cases: Sequence[C]) -> dict[C, int]:
-    """Peak bytes beyond inputs and outputs for each case; none where the system is not Linux.
+    """Return each case's peak bytes beyond inputs and outputs; an empty dict unless on Linux.
 
-    Cases run in this order: the larger ones shall come last.
+    Cases run in this order; larger ones must come last.
     """
     if not Path("/proc/self/clear_refs").exists():
         return {}
@@ -47,29 +47,28 @@ def _peak(name: str, peer: str, fields: list[Any]) -> int:
     run = peers.PEERS[peer](case)
     if peer in peers.COMPILES:
         cases.call(run, case, inputs)
-    else:  # a small call loads libraries and starts threads as well
+    else:  # a small call loads libraries and starts threads
         small = case.shrunk()
         cases.call(peers.PEERS[peer](small), small, cases.make_inputs(small))
-    most_beyond = _most_beyond_on_cuda if inputs[0].is_cuda else _most_beyond
-    return most_beyond(lambda: cases.call(run, case, inputs))
+    return _peak_on_cpu(lambda: cases.call(run, case, inputs))
 
 
-def _most_beyond(function: Callable[[], tuple[Tensor, ...]]) -> int:
-    """Most resident memory during a call, less what was there and what it returns."""
-    ctypes.CDLL(None).malloc_trim(0)  # what was freed must not hide what the call needs
-    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew
+def _peak_on_cpu(function: Callable[[], tuple[Tensor, ...]]) -> int:
+    """Largest resident memory during a call, less what was there before and what it returns."""
+    ctypes.CDLL(None).malloc_trim(0)  # freed memory must not hide what the call needs
+    Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
     before = _status("VmRSS")
     outputs = function()
     return _status("VmHWM") - before - sum(output.nbytes for output in outputs)
 
 
-def _most_beyond_on_cuda(function: Callable[[], tuple[Tensor, ...]]) -> int:
-    """The same of what torch has allocated on the device."""
+def peak_on_cuda(function: Callable[[], tuple[Tensor, ...]]) -> int:
+    """Largest memory that torch has allocated on the device during a call, likewise."""
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
     outputs = function()
-    most = torch.cuda.max_memory_allocated()
-    return most - before - sum(output.nbytes for output in outputs)
+    peak = torch.cuda.max_memory_allocated()
+    return peak - before - sum(output.nbytes for output in outputs)
 
 
 def _status(field: str) -> int:
