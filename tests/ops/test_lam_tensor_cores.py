@@ -30,7 +30,10 @@ from . import _triton_interpreter
 _triton_interpreter.prepare()
 
 FAMILIES = pytest.mark.parametrize("family", ["sm_80", "sm_90"])
-H, W = 9, 10  # of hostile inputs; 4 tiles, since the interpreter takes 20 ms per pair of tiles
+# Maps of hostile inputs have 4 tiles, since the interpreter takes 20 ms per pair of tiles. Two have
+# 6: what they are compared with, the plain formulation's error, is small by luck on 90 pixels.
+SMALL = (9, 10)
+LARGER = {"all features equal": (11, 18), "scale -1": (11, 18)}
 
 # The other combinations of eps and family, which take another minute: BLPSEG_TEST_ALL=1 pytest ...
 REST = [(1e-7, "sm_80"), (0.0, "sm_90")] if os.environ.get("BLPSEG_TEST_ALL") == "1" else []
@@ -38,13 +41,13 @@ REST = [(1e-7, "sm_80"), (0.0, "sm_90")] if os.environ.get("BLPSEG_TEST_ALL") ==
 # N, D, C, h, w, eps: the widths of test_cuda.py's, on smaller maps
 SIZES = [
     (1, 1, 1, 1, 1, 0.0),
-    (2, 300, 60, 1, 37, 1e-7),
+    (1, 300, 60, 1, 11, 1e-7),
     (3, 5, 7, 7, 9, 1e-3),
-    (1, 64, 21, 17, 15, 0.0),
+    (2, 64, 21, 9, 7, 0.0),
     (1, 128, 171, 7, 10, 1e-7),
-    (1, 256, 21, 10, 12, 0.0),
+    (1, 256, 21, 7, 10, 0.0),
     (1, 512, 256, 5, 9, 1e-3),
-    (1, 50, 21, 17, 25, 1e-7),
+    (1, 50, 21, 9, 17, 1e-7),
 ]
 
 
@@ -79,5 +82,5 @@ def test_halves(
 @pytest.mark.parametrize(("eps", "family"), [(0.0, "sm_80"), (1e-7, "sm_90"), *REST])
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_inputs(name: str, eps: float, family: str) -> None:
-    budget = hostile(name, eps, None, H, W)
+    budget = hostile(name, eps, None, *LARGER.get(name, SMALL))
     budget.check(_run(budget.case, family))

@@ -89,7 +89,7 @@ HOSTILE = [
 
 @pytest.mark.parametrize(("name", "eps"), HOSTILE)
 def test_hostile_inputs(name: str, eps: float) -> None:
-    budget = hostile(name, eps)
+    budget = hostile(name, eps, None, 17, 24)
     budget.check(_run(budget.case))
 
 
@@ -168,19 +168,19 @@ def test_lists_are_as_long_as_the_window_is_large(symmetric: bool) -> None:
     from blpseg_ops.triton.lam_pack import TileGrid, pack
     from blpseg_ops.triton.lam_tile_lists import list_tiles
 
-    case = random_case(torch.ones(1, 4, 56, 64), sigma=1e3, eps=1.0, radius=9).to(torch.float32)
+    case = random_case(torch.ones(1, 4, 48, 56), sigma=1e3, eps=1.0, radius=9).to(torch.float32)
     grid, params = TileGrid.of(case.features, 1), LamParams.of(*case.params)
     packed = pack(case.features, grid, 64), pack(case.values, grid, 32)
     tiles = describe(*packed, grid, params.scale)
     lists, lengths = list_tiles(tiles, grid, params, 1, "sm_90", window=True, symmetric=symmetric)
-    assert lists.shape == (1, 56, 25)
-    for target in (0, 25, 31, 55):
-        listed = lists[0, target, : lengths[0, target]].tolist()
-        y, x = divmod(target, 8)
+    assert lists.shape == (1, 42, 25)
+    for query_tile in (0, 24, 27, 41):
+        listed = lists[0, query_tile, : lengths[0, query_tile]].tolist()
+        y, x = divmod(query_tile, 7)
         assert listed == [
-            8 * row + column
-            for row in range(max(y - 2, 0), min(y + 3, 7))
-            for column in range(max(x - 2, 0), min(x + 3, 8))
+            7 * row + column
+            for row in range(max(y - 2, 0), min(y + 3, 6))
+            for column in range(max(x - 2, 0), min(x + 3, 7))
         ]
 
 
@@ -190,13 +190,13 @@ def test_far_tiles_are_left_out() -> None:
     from blpseg_ops.triton.lam_pack import TileGrid, pack
     from blpseg_ops.triton.lam_tile_lists import list_tiles
 
-    case = random_case(torch.ones(1, 4, 8, 800), sigma=2.0).to(torch.float32)
+    case = random_case(torch.ones(1, 4, 8, 320), sigma=2.0).to(torch.float32)
     grid, params = TileGrid.of(case.features, 1), LamParams.of(*case.params)
     packed = pack(case.features, grid, 64), pack(case.values, grid, 32)
     tiles = describe(*packed, grid, params.scale)
     lists, lengths = list_tiles(tiles, grid, params, 1, "sm_90", window=False, symmetric=False)
-    # A weight is below 2^-24 / 6400 of the pixel's own beyond 2 sqrt(2 log(2^24 * 6400)) = 14.3
-    # pixels, and 8 t - 7 is the least distance of pixels that are t tiles apart.
-    for target in range(100):
-        listed = lists[0, target, : lengths[0, target]].tolist()
-        assert listed == list(range(max(target - 2, 0), min(target + 3, 100)))
+    # A weight is below 2^-24 / 2560 of the pixel's own beyond 2 sqrt(2 log(2^24 * 2560)) = 14.0
+    # pixels, and pixels that are t tiles apart have a distance of at least 8 t - 7.
+    for query_tile in range(40):
+        listed = lists[0, query_tile, : lengths[0, query_tile]].tolist()
+        assert listed == list(range(max(query_tile - 2, 0), min(query_tile + 3, 40)))
