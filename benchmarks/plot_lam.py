@@ -49,9 +49,9 @@ def draw(result: dict[str, Any]) -> None:
         for peer in WHOLE
     ]
     handles += [
-        Line2D([], [], color="grey", label="forward"),
-        Line2D([], [], color="grey", linestyle="--", label="forward + backward"),
-        Line2D([], [], color="grey", linestyle="", marker="x", label="stops here"),
+        Line2D([], [], color="gray", label="forward"),
+        Line2D([], [], color="gray", linestyle="--", label="forward + backward"),
+        Line2D([], [], color="gray", linestyle="", marker="x", label="stops here"),
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=2, frameon=False)
     figure.savefig(DOCS / PICTURE, dpi=150)

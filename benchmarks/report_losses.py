@@ -75,8 +75,8 @@ def goals(result: dict[str, Any]) -> str:
         for name, error in measured.errors.items()
     )
     at_most = [
-        ("peak memory in MiB, the most", 16.0, peak / 2**20),
-        ("error over that of careful, the worst tensor", 2.0, worst_error),
+        ("largest peak memory in MiB", 16.0, peak / 2**20),
+        ("error over the error of careful, worst tensor", 2.0, worst_error),
     ]
     return tables.goals(at_least, at_most)
 

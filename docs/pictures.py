@@ -178,7 +178,7 @@ def readme() -> None:
             Panel("a photo and its scribbles", scribbled(), box=scaled(corner)),
             Panel("where people would scribble", annotated(), "probability", UNIT),
             Panel(
-                "what LAM averages for the pixel +",
+                "what LAM averages for + (sigma 18)",
                 zoom(similar / similar.max(), corner),
                 "weight / largest weight",
                 UNIT,
