@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ COLORS = {
 def draw(result: dict[str, Any]) -> None:
     """Draw time and memory against size into docs/images/."""
     results = read(result, "lam", Case)
-    figure, (time, memory) = plt.subplots(1, 2, figsize=(11.5, 6.5), layout="constrained")
+    figure, (time, memory) = plt.subplots(1, 2, figsize=(11.5, 5.5), layout="constrained")
     for peer in WHOLE:
         _lines(time, results, peer, "seconds")
         _lines(memory, results, peer, "peak_bytes")
@@ -44,22 +45,19 @@ def draw(result: dict[str, Any]) -> None:
         axes.xaxis.minorticks_off()
         axes.yaxis.set_major_formatter(EngFormatter(unit))
         axes.grid(alpha=0.3)
-    handles = [
-        Line2D([], [], color=COLORS[peer], marker=".", label=peer + _why_it_stops(results, peer))
-        for peer in WHOLE
-    ]
+    handles = [Line2D([], [], color=COLORS[peer], marker=".", label=peer) for peer in WHOLE]
     handles += [
         Line2D([], [], color="gray", label="forward"),
         Line2D([], [], color="gray", linestyle="--", label="forward + backward"),
         Line2D([], [], color="gray", linestyle="", marker="x", label="stops here"),
     ]
-    figure.legend(handles=handles, loc="outside lower center", ncols=2, frameon=False)
+    figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False)
     figure.savefig(DOCS / PICTURE, dpi=150)
     plt.close(figure)
 
 
 def _lines(axes: Axes, results: Results, peer: str, field: str) -> None:
-    """Forward solid, forward + backward dashed; a cross where a peer stops before ours does."""
+    """Draw forward solid, forward + backward dashed, and a cross if a peer stops before ours."""
     for backward, style in ((False, "-"), (True, "--")):
         cases = _scaling(results, peer, backward)
         if not cases:
@@ -71,28 +69,30 @@ def _lines(axes: Axes, results: Results, peer: str, field: str) -> None:
 
 
 def _scaling(results: Results, peer: str, backward: bool) -> list[Case]:
-    """The cases over all sizes, smallest first."""
+    """Return the cases over all sizes, smallest first."""
     series = TRAINING._replace(backward=backward)
     cases = [case for p, case in results if p == peer]
     same = [case for case in cases if case._replace(h=series.h, w=series.w) == series]
     return sorted(same, key=lambda case: case.pixels)
 
 
-def _why_it_stops(results: Results, peer: str) -> str:
-    """What the next size would take, with what is precomputed."""
-    last = _scaling(results, peer, False)[-1]
-    sizes = _scaling(results, OURS, False)
-    if last == sizes[-1]:
-        return ""
-    following = sizes[sizes.index(last) + 1]
-    seconds = _extend(results, peer, "seconds", following)
-    memory = _extend(results, peer, "peak_bytes", following) + bytes_kept(peer, following)
-    size = f"{following.h} x {following.w}"
-    return f", stops: {size} takes about {seconds:.0f} s and {memory / 1e9:.1f} GB"
+def why_peers_stop(results: Results) -> str:
+    """Say what the next size would take per peer, precomputed matrices included."""
+    reasons = []
+    for peer in WHOLE:
+        last, sizes = _scaling(results, peer, False)[-1], _scaling(results, OURS, False)
+        if last != sizes[-1]:
+            following = sizes[sizes.index(last) + 1]
+            seconds = _extend(results, peer, "seconds", following)
+            memory = _extend(results, peer, "peak_bytes", following) + bytes_kept(peer, following)
+            size = f"{following.h} x {following.w}"
+            reasons.append(f"{peer}: {seconds:.0f} s and {memory / 1e9:.1f} GB at {size}")
+    text = f"Peers stop at a cross. The next size would take about ({'; '.join(reasons)})."
+    return textwrap.fill(text, 100)
 
 
 def _extend(results: Results, peer: str, field: str, case: Case) -> float:
-    """Where the straight line through the last two points of the plot leads."""
+    """Extend the straight line through the last two points of the plot to the case."""
     (l0, y0), (l1, y1) = (
         (last.pixels, getattr(results[peer, last], field))
         for last in _scaling(results, peer, case.backward)[-2:]

@@ -45,6 +45,7 @@ def report(result: dict[str, Any]) -> str:
         "### Large images",
         _large(results),
         f"![Time and peak memory against the number of pixels]({plot_lam.PICTURE})",
+        plot_lam.why_peers_stop(results),
         "### In a window",
         "A pixel sees the pixels at most `radius` rows and columns away. eps 0.",
         _windows(results, _time),
