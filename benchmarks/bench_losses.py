@@ -32,7 +32,7 @@ from benchmarks.losses_cases import (
 )
 from benchmarks.losses_peers import COMPILES, OURS, PEERS
 from benchmarks.memory import measure_peaks, peak_on_cuda
-from blpseg_ops.reference.blp_objective import blp_objective_backward, blp_objective_forward
+from blpseg_ops.fallback.blp_objective import blp_objective_backward, blp_objective_forward
 
 DEVICES = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
 

@@ -8,7 +8,7 @@ backend each op takes.
 """
 
 from blpseg_ops import reference
-from blpseg_ops._checks import checked_targets
+from blpseg_ops._targets import checked_targets
 from blpseg_ops._version import __version__
 from blpseg_ops.modules import BLPLoss, LocalAggregation
 from blpseg_ops.ops._register import decompositions

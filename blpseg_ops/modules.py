@@ -66,10 +66,10 @@ class LocalAggregation(nn.Module):
         backend: str = "auto",
     ) -> None:
         super().__init__()
-        _checks.positive("LocalAggregation", "sigma", sigma)
-        _checks.radius("LocalAggregation", radius)
-        _checks.not_negative("LocalAggregation", "eps", eps)
-        _checks.finite("LocalAggregation", "scale", scale)
+        _checks.require_positive("LocalAggregation", "sigma", sigma)
+        _checks.require_radius("LocalAggregation", radius)
+        _checks.require_not_negative("LocalAggregation", "eps", eps)
+        _checks.require_finite("LocalAggregation", "scale", scale)
         self.patch, self.sigma, self.radius = patch, sigma, radius
         self.eps, self.scale, self.backend = eps, scale, backend
         self.proj = nn.Conv2d(in_channels, dim, patch, stride=patch)
@@ -149,9 +149,9 @@ class LocalAggregation(nn.Module):
             ValueError: The shapes do not fit each other, or sigma is not > 0.
         """
         sigma = self.sigma if sigma is None else sigma
-        _checks.positive("LocalAggregation", "sigma", sigma)
-        _checks.maps("LocalAggregation", "images", images, "[N, 3, H, W]")
-        _checks.maps("LocalAggregation", "logits", logits, "[N, C, h, w]")
+        _checks.require_positive("LocalAggregation", "sigma", sigma)
+        _checks.require_maps("LocalAggregation", "images", images, "[N, 3, H, W]")
+        _checks.require_maps("LocalAggregation", "logits", logits, "[N, C, h, w]")
         n, _, height, width = images.shape
         grid = (-(-height // self.patch), -(-width // self.patch))
         if logits.shape[0] != n or tuple(logits.shape[2:]) != grid:
@@ -216,7 +216,7 @@ class BLPLoss(nn.Module):
         self, gamma: float = 2.0, ignore_index: int = 255, *, backend: str = "auto"
     ) -> None:
         super().__init__()
-        _checks.not_negative("BLPLoss", "gamma", gamma)
+        _checks.require_not_negative("BLPLoss", "gamma", gamma)
         self.gamma, self.ignore_index, self.backend = gamma, ignore_index, backend
 
     def forward(

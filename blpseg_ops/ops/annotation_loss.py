@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from blpseg_ops import _checks, backends, reference
+from blpseg_ops._dtypes import accumulate_dtype
+from blpseg_ops._targets import call_with_target_errors
+from blpseg_ops.fallback.annotation_loss import annotation_loss_backward, annotation_loss_forward
 from blpseg_ops.ops._register import register
 from blpseg_ops.ops._vmap import loop
-from blpseg_ops.reference.annotation_loss import annotation_loss_backward, annotation_loss_forward
-from blpseg_ops.reference.resize import accumulate_dtype
 
 
 def annotation_loss(
@@ -55,19 +56,21 @@ def annotation_loss(
 
     Source: Wang et al. 2023 (IEEE TIP 32), annotation branch.
     """
-    _checks.maps("annotation_loss", "annotation_logits", annotation_logits, "[N, K + 1, h, w]")
+    _checks.require_maps(
+        "annotation_loss", "annotation_logits", annotation_logits, "[N, K + 1, h, w]"
+    )
     classes = annotation_logits.shape[1] - 1
     if classes < 1:
         raise ValueError("annotation_loss: annotation_logits must have K + 1 >= 2 channels, got 1")
-    _checks.target(
+    _checks.require_target(
         "annotation_loss", target, "annotation_logits", annotation_logits, classes, ignore_index
     )
-    _checks.not_negative("annotation_loss", "unlabeled_weight", unlabeled_weight)
+    _checks.require_not_negative("annotation_loss", "unlabeled_weight", unlabeled_weight)
     if backends.use_reference("annotation_loss", annotation_logits.device.type, backend):
         return reference.annotation_loss(
             annotation_logits, target, unlabeled_weight=unlabeled_weight, ignore_index=ignore_index
         )
-    loss: Tensor = _checks.call(
+    loss: Tensor = call_with_target_errors(
         annotation_loss_op, annotation_logits, target, unlabeled_weight, ignore_index
     )[0]
     return loss

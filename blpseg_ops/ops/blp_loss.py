@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from blpseg_ops import _checks, backends, reference
+from blpseg_ops._dtypes import accumulate_dtype
+from blpseg_ops._targets import call_with_target_errors
+from blpseg_ops.fallback.blp_loss import blp_loss_backward, blp_loss_forward
 from blpseg_ops.ops._register import register
 from blpseg_ops.ops._vmap import loop
-from blpseg_ops.reference.blp_loss import blp_loss_backward, blp_loss_forward
-from blpseg_ops.reference.resize import accumulate_dtype
 
 
 def blp_loss(
@@ -67,15 +68,15 @@ def blp_loss(
 
     Source: Wang et al. 2023 (IEEE TIP 32), BLP loss.
     """
-    _checks.both_logits("blp_loss", seg_logits, annotation_logits)
+    _checks.require_logits_pair("blp_loss", seg_logits, annotation_logits)
     classes = seg_logits.shape[1]
-    _checks.target("blp_loss", target, "seg_logits", seg_logits, classes, ignore_index)
-    _checks.not_negative("blp_loss", "gamma", gamma)
+    _checks.require_target("blp_loss", target, "seg_logits", seg_logits, classes, ignore_index)
+    _checks.require_not_negative("blp_loss", "gamma", gamma)
     if backends.use_reference("blp_loss", seg_logits.device.type, backend):
         return reference.blp_loss(
             seg_logits, annotation_logits, target, gamma=gamma, ignore_index=ignore_index
         )
-    loss: Tensor = _checks.call(
+    loss: Tensor = call_with_target_errors(
         blp_loss_op, seg_logits, annotation_logits, target, gamma, ignore_index
     )[0]
     return loss

@@ -8,16 +8,14 @@ import torch
 from torch import Tensor
 
 from blpseg_ops import _checks, backends, reference
+from blpseg_ops._dtypes import accumulate_dtype, label_dtype
+from blpseg_ops._targets import call_with_target_errors
+from blpseg_ops.fallback.blp_objective import blp_objective_backward, blp_objective_forward
 from blpseg_ops.ops._register import register
 from blpseg_ops.ops._vmap import loop
 from blpseg_ops.ops.annotation_loss import annotation_loss_backward_op
 from blpseg_ops.ops.blp_loss import blp_loss_backward_op
-from blpseg_ops.reference.blp_objective import (
-    BLPObjective,
-    blp_objective_backward,
-    blp_objective_forward,
-)
-from blpseg_ops.reference.resize import accumulate_dtype
+from blpseg_ops.reference.blp_objective import BLPObjective
 
 
 def blp_objective(
@@ -78,14 +76,14 @@ def blp_objective(
 
     Source: Wang et al. 2023 (IEEE TIP 32), the training objective and self-training.
     """
-    _checks.both_logits("blp_objective", seg_logits, annotation_logits)
+    _checks.require_logits_pair("blp_objective", seg_logits, annotation_logits)
     classes = seg_logits.shape[1]
-    _checks.target("blp_objective", target, "seg_logits", seg_logits, classes, ignore_index)
-    _checks.not_negative("blp_objective", "gamma", gamma)
-    _checks.not_negative("blp_objective", "unlabeled_weight", unlabeled_weight)
+    _checks.require_target("blp_objective", target, "seg_logits", seg_logits, classes, ignore_index)
+    _checks.require_not_negative("blp_objective", "gamma", gamma)
+    _checks.require_not_negative("blp_objective", "unlabeled_weight", unlabeled_weight)
     if class_present is not None:
-        _checks.class_present("blp_objective", class_present, seg_logits)
-    _checks.threshold("blp_objective", threshold)
+        _checks.require_class_present("blp_objective", class_present, seg_logits)
+    _checks.require_probability("blp_objective", "threshold", threshold)
     if backends.use_reference("blp_objective", seg_logits.device.type, backend):
         return reference.blp_objective(
             seg_logits,
@@ -97,7 +95,7 @@ def blp_objective(
             threshold=threshold,
             ignore_index=ignore_index,
         )
-    blp_loss, annotation_loss, _, _, labels = _checks.call(
+    blp_loss, annotation_loss, _, _, labels = call_with_target_errors(
         blp_objective_op,
         seg_logits,
         annotation_logits,
@@ -128,7 +126,7 @@ def _fake(
     )
     labels = target.new_empty(
         (0,) if class_present is None else target.shape,
-        dtype=_checks.label_dtype(classes, ignore_index),
+        dtype=label_dtype(classes, ignore_index),
     )
     blp_weight_sum = seg_logits.new_empty(n, dtype=dtype)
     return blp_loss, annotation_loss, blp_weight_sum, annotation_weight_sum, labels

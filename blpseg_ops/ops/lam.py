@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from blpseg_ops import _checks, backends, reference
+from blpseg_ops._dtypes import accumulate_dtype
+from blpseg_ops.fallback.lam import lam_backward, lam_forward
+from blpseg_ops.fallback.layout import laid_out_as
 from blpseg_ops.ops._register import register
 from blpseg_ops.ops._vmap import fold
-from blpseg_ops.reference.lam import lam_backward, lam_forward
-from blpseg_ops.reference.resize import accumulate_dtype
 
 
 def lam(
@@ -68,17 +69,18 @@ def lam(
 
     Source: Wang et al. 2023 (IEEE TIP 32), local aggregation module.
     """
-    _checks.maps("lam", "features", features, "[N, D, h, w]")
-    _checks.maps("lam", "values", values, "[N, C, h, w]")
-    _checks.same_dtype("lam", "values", values, "features", features)
-    _checks.same_grid("lam", "values", values, "features", features)
-    _checks.positive("lam", "sigma", sigma)
-    _checks.radius("lam", radius)
-    _checks.not_negative("lam", "eps", eps)
-    _checks.finite("lam", "scale", scale)
+    _checks.require_maps("lam", "features", features, "[N, D, h, w]")
+    _checks.require_maps("lam", "values", values, "[N, C, h, w]")
+    _checks.require_same_dtype("lam", "values", values, "features", features)
+    _checks.require_same_grid("lam", "values", values, "features", features)
+    _checks.require_positive("lam", "sigma", sigma)
+    _checks.require_radius("lam", radius)
+    _checks.require_not_negative("lam", "eps", eps)
+    _checks.require_finite("lam", "scale", scale)
     if backends.use_reference("lam", values.device.type, backend):
-        return reference.lam(features, values, sigma, radius=radius, eps=eps, scale=scale)
-    output: Tensor = lam_op(features, values, sigma, eps, scale, radius)[0]
+        output = reference.lam(features, values, sigma, radius=radius, eps=eps, scale=scale)
+        return laid_out_as(output, values)
+    output, _ = lam_op(features, values, sigma, eps, scale, radius)
     return output
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from torch import Tensor
 
 from blpseg_ops import _checks, backends, reference
+from blpseg_ops._dtypes import label_dtype
+from blpseg_ops._targets import call_with_target_errors
 from blpseg_ops.ops._register import register
 from blpseg_ops.ops._vmap import fold
 
@@ -52,11 +54,11 @@ def pseudo_labels(
 
     Source: Wang et al. 2023 (IEEE TIP 32), self-training.
     """
-    _checks.maps("pseudo_labels", "seg_logits", seg_logits, "[N, K, h, w]")
+    _checks.require_maps("pseudo_labels", "seg_logits", seg_logits, "[N, K, h, w]")
     classes = seg_logits.shape[1]
-    _checks.target("pseudo_labels", target, "seg_logits", seg_logits, classes, ignore_index)
-    _checks.class_present("pseudo_labels", class_present, seg_logits)
-    _checks.threshold("pseudo_labels", threshold)
+    _checks.require_target("pseudo_labels", target, "seg_logits", seg_logits, classes, ignore_index)
+    _checks.require_class_present("pseudo_labels", class_present, seg_logits)
+    _checks.require_probability("pseudo_labels", "threshold", threshold)
     if backends.use_reference("pseudo_labels", seg_logits.device.type, backend):
         return reference.pseudo_labels(
             seg_logits.detach(),
@@ -65,7 +67,7 @@ def pseudo_labels(
             threshold=threshold,
             ignore_index=ignore_index,
         )
-    labels: Tensor = _checks.call(
+    labels: Tensor = call_with_target_errors(
         pseudo_labels_op,
         seg_logits.detach(),
         target,
@@ -87,7 +89,7 @@ def _fallback(
 def _fake(
     seg_logits: Tensor, target: Tensor, class_present: Tensor, threshold: float, ignore_index: int
 ) -> Tensor:
-    dtype = _checks.label_dtype(seg_logits.shape[1], ignore_index)
+    dtype = label_dtype(seg_logits.shape[1], ignore_index)
     return target.new_empty(target.shape, dtype=dtype)
 
 

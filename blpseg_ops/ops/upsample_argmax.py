@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from blpseg_ops import _checks, backends, reference
+from blpseg_ops._dtypes import label_dtype
 from blpseg_ops.ops._register import register
 from blpseg_ops.ops._vmap import fold
 
@@ -39,8 +40,8 @@ def upsample_argmax(
         >>> blpseg_ops.upsample_argmax(logits, size=(1, 8))
         tensor([[[0, 0, 0, 0, 0, 1, 1, 1]]], dtype=torch.uint8)
     """
-    _checks.maps("upsample_argmax", "logits", logits, "[N, K, h, w]")
-    _checks.size("upsample_argmax", size)
+    _checks.require_maps("upsample_argmax", "logits", logits, "[N, K, h, w]")
+    _checks.require_size("upsample_argmax", size)
     if backends.use_reference("upsample_argmax", logits.device.type, backend):
         return reference.upsample_argmax(logits.detach(), size)
     labels: Tensor = upsample_argmax_op(logits.detach(), size)
@@ -48,7 +49,7 @@ def upsample_argmax(
 
 
 def _fake(logits: Tensor, size: Sequence[int]) -> Tensor:
-    dtype = _checks.label_dtype(logits.shape[1])
+    dtype = label_dtype(logits.shape[1])
     return logits.new_empty(logits.shape[0], *size, dtype=dtype)
 
 

@@ -1,9 +1,9 @@
-"""Plain PyTorch twins of the ops: the same names and signatures, written to be read.
+"""The definition of every op: its formula in plain PyTorch, as short as it can be read.
 
-They define what the kernels must compute. They hold everything at full size (the losses
-[N, K, H, W]; ``lam`` goes through the L x L pairs of pixels in blocks), run on any device, are
-differentiated by autograd, and compute in float64 for float64 input and in float32 for everything
-narrower.
+Functions have the names and arguments of the ops. They hold everything at full size (the losses
+[N, K, H, W], ``lam`` all pairs of pixels), run on any device, and are differentiated by autograd,
+any number of times and in forward mode. float64 inputs are computed in float64, all others in
+float32. The kernels and :mod:`blpseg_ops.fallback` are tested against them in float64.
 
 Source: Wang et al., "BLPSeg: Balance the Label Preference in Scribble-Supervised Semantic
 Segmentation", IEEE TIP 32, 2023.

@@ -1,4 +1,4 @@
-"""The predicted label map, in plain PyTorch."""
+"""The predicted label map: its definition."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from blpseg_ops import _checks
+from blpseg_ops._dtypes import label_dtype
 from blpseg_ops.reference.resize import upsample
 
 
@@ -14,5 +14,5 @@ def upsample_argmax(
     logits: Tensor,  # [N, K, h, w]
     size: Sequence[int],  # (H, W)
 ) -> Tensor:  # [N, H, W], uint8 or int32
-    """Twin of :func:`blpseg_ops.upsample_argmax`."""
-    return upsample(logits, size).argmax(1).to(_checks.label_dtype(logits.shape[1]))
+    """Compute :func:`blpseg_ops.upsample_argmax` by resizing all logits; holds [N, K, H, W]."""
+    return upsample(logits, size).argmax(1).to(label_dtype(logits.shape[1]))

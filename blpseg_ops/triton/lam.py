@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from blpseg_ops._schemas import LIBRARY
-from blpseg_ops.reference.lam import lam_backward as reference_backward
-from blpseg_ops.reference.lam import lam_forward as reference_forward
-from blpseg_ops.reference.layout import laid_out_as
+from blpseg_ops.fallback.lam import lam_backward as reference_backward
+from blpseg_ops.fallback.lam import lam_forward as reference_forward
+from blpseg_ops.fallback.layout import laid_out_as
 from blpseg_ops.triton import lam_config
 from blpseg_ops.triton.lam_backward import backward_kernel
 from blpseg_ops.triton.lam_describe import Upstream, describe

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from blpseg_ops import LocalAggregation
-from blpseg_ops.reference.lam import lam_backward, lam_forward
+from blpseg_ops.fallback.lam import lam_backward, lam_forward
 
 from ._common import randn
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import blpseg_ops
-from blpseg_ops import _checks
+from blpseg_ops._dtypes import label_dtype
 from blpseg_ops.reference.resize import upsample
 
 from ._common import randn
@@ -245,7 +245,7 @@ def _reference(case: Case, pseudo_labels: Tensor | None) -> Results:
 def check_labels(labels: Tensor, case: Case, rounding: float) -> None:
     """Assert that these are pseudo labels, up to rounding at near ties and at the threshold."""
     classes, ignore = case.classes, case.ignore_index
-    assert labels.dtype == _checks.label_dtype(classes, ignore)
+    assert labels.dtype == label_dtype(classes, ignore)
     assert labels.shape == case.target.shape
     labels, target = labels.long(), case.target.long()
     given = target != classes

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import blpseg_ops
-from blpseg_ops import _checks
+from blpseg_ops import _targets
 
 F = torch.zeros(2, 4, 3, 5)  # features
 V = torch.zeros(2, 3, 3, 5)  # values, or logits of 3 classes
@@ -41,21 +41,23 @@ CASES: list[tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any], type[Exce
         (F.to_sparse(), V),
         {},
         TypeError,
-        "lam: features must be a dense tensor, got one of torch.sparse_coo",
+        "lam: features must be a dense tensor, got layout torch.sparse_coo",
     ),
     (
         lam,
         (F[0], V),
         {},
         ValueError,
-        "lam: features must have shape [N, D, h, w], nothing but N zero, got [4, 3, 5]",
+        "lam: features must be a non-empty [N, D, h, w] tensor (only N may be 0), "
+        "got shape [4, 3, 5]",
     ),
     (
         lam,
         (F, V[:, :0]),
         {},
         ValueError,
-        "lam: values must have shape [N, C, h, w], nothing but N zero, got [2, 0, 3, 5]",
+        "lam: values must be a non-empty [N, C, h, w] tensor (only N may be 0), "
+        "got shape [2, 0, 3, 5]",
     ),
     (lam, (F.long(), V), {}, TypeError, "lam: features must be floating point, got torch.int64"),
     (
@@ -70,8 +72,8 @@ CASES: list[tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any], type[Exce
         (F, V[:1]),
         {},
         ValueError,
-        "lam: values must have the batch, height and width of features, [2, 4, 3, 5], "
-        "got [1, 3, 3, 5]",
+        "lam: values must have the batch size, height and width of features, shape [2, 4, 3, 5], "
+        "got shape [1, 3, 3, 5]",
     ),
     (
         lam,
@@ -111,7 +113,8 @@ CASES: list[tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any], type[Exce
         (V[0], A, T),
         {},
         ValueError,
-        "blp_loss: seg_logits must have shape [N, K, h, w], nothing but N zero, got [3, 3, 5]",
+        "blp_loss: seg_logits must be a non-empty [N, K, h, w] tensor (only N may be 0), "
+        "got shape [3, 3, 5]",
     ),
     (
         blp,
@@ -140,8 +143,8 @@ CASES: list[tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any], type[Exce
         (V, A[:1], T),
         {},
         ValueError,
-        "blp_loss: annotation_logits must have the batch, height and width of seg_logits, "
-        "[2, 3, 3, 5], got [1, 4, 3, 5]",
+        "blp_loss: annotation_logits must have the batch size, height and width of seg_logits, "
+        "shape [2, 3, 3, 5], got shape [1, 4, 3, 5]",
     ),
     (
         blp,
@@ -155,7 +158,8 @@ CASES: list[tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any], type[Exce
         (V, A, T[0]),
         {},
         ValueError,
-        "blp_loss: target must have shape [N, H, W], got [12, 20]",
+        "blp_loss: target must be a non-empty [N, H, W] tensor (only N may be 0), "
+        "got shape [12, 20]",
     ),
     (
         blp,
@@ -169,22 +173,22 @@ CASES: list[tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any], type[Exce
         (V, A, T.float()),
         {},
         TypeError,
-        "blp_loss: target must be one of torch.uint8, torch.int16, torch.int32, torch.int64, "
-        "got torch.float32",
+        "blp_loss: target must have one of the dtypes torch.uint8, torch.int16, torch.int32, "
+        "torch.int64, got torch.float32",
     ),
     (
         blp,
         (V, A, _with(T, 77)),
         {},
         ValueError,
-        "blp_loss: target must hold 0..2 (a class), 3 (unlabelled) or 255 (ignore), got 77",
+        "blp_loss: target must hold 0..2 (a class), 3 (unlabeled) or 255 (ignore), got 77",
     ),
     (
         blp,
         (V, A, _with(T.long(), -1)),
         {},
         ValueError,
-        "blp_loss: target must hold 0..2 (a class), 3 (unlabelled) or 255 (ignore), got -1",
+        "blp_loss: target must hold 0..2 (a class), 3 (unlabeled) or 255 (ignore), got -1",
     ),
     (
         blp,
@@ -198,7 +202,7 @@ CASES: list[tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any], type[Exce
         (V, A, T),
         {"ignore_index": 3},
         ValueError,
-        "blp_loss: ignore_index must lie outside 0..3 (the classes and 3, unlabelled), got 3",
+        "blp_loss: ignore_index must be outside 0..3 (0..2 are classes, 3 is unlabeled), got 3",
     ),
     (
         ann,
@@ -212,7 +216,7 @@ CASES: list[tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any], type[Exce
         (A, _with(T, 4)),
         {},
         ValueError,
-        "annotation_loss: target must hold 0..2 (a class), 3 (unlabelled) or 255 (ignore), got 4",
+        "annotation_loss: target must hold 0..2 (a class), 3 (unlabeled) or 255 (ignore), got 4",
     ),
     (
         ann,
@@ -226,14 +230,14 @@ CASES: list[tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any], type[Exce
         (V, _with(T, 9), P),
         {},
         ValueError,
-        "pseudo_labels: target must hold 0..2 (a class), 3 (unlabelled) or 255 (ignore), got 9",
+        "pseudo_labels: target must hold 0..2 (a class), 3 (unlabeled) or 255 (ignore), got 9",
     ),
     (
         pseudo,
         (V, T, P.int()),
         {},
         TypeError,
-        "pseudo_labels: class_present must be torch.bool, got torch.int32",
+        "pseudo_labels: class_present must have dtype torch.bool, got torch.int32",
     ),
     (
         pseudo,
@@ -269,14 +273,14 @@ CASES: list[tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any], type[Exce
         (V, A, _with(T, 77)),
         {},
         ValueError,
-        "blp_objective: target must hold 0..2 (a class), 3 (unlabelled) or 255 (ignore), got 77",
+        "blp_objective: target must hold 0..2 (a class), 3 (unlabeled) or 255 (ignore), got 77",
     ),
     (
         objective,
         (V, A, _with(T, 9)),
         {"class_present": P},
         ValueError,
-        "blp_objective: target must hold 0..2 (a class), 3 (unlabelled) or 255 (ignore), got 9",
+        "blp_objective: target must hold 0..2 (a class), 3 (unlabeled) or 255 (ignore), got 9",
     ),
     (
         objective,
@@ -304,7 +308,7 @@ CASES: list[tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any], type[Exce
         (V, A, T),
         {"class_present": P.int()},
         TypeError,
-        "blp_objective: class_present must be torch.bool, got torch.int32",
+        "blp_objective: class_present must have dtype torch.bool, got torch.int32",
     ),
     (
         objective,
@@ -325,7 +329,8 @@ CASES: list[tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any], type[Exce
         (V, A, T),
         {"ignore_index": 0},
         ValueError,
-        "blp_objective: ignore_index must lie outside 0..3 (the classes and 3, unlabelled), got 0",
+        "blp_objective: ignore_index must be outside 0..3 (0..2 are classes, 3 is unlabeled), "
+        "got 0",
     ),
     (
         objective,
@@ -339,7 +344,8 @@ CASES: list[tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any], type[Exce
         (V[0], (4, 4)),
         {},
         ValueError,
-        "upsample_argmax: logits must have shape [N, K, h, w], nothing but N zero, got [3, 3, 5]",
+        "upsample_argmax: logits must be a non-empty [N, K, h, w] tensor (only N may be 0), "
+        "got shape [3, 3, 5]",
     ),
     (
         argmax,
@@ -405,14 +411,15 @@ CASES: list[tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any], type[Exce
         (A, T[0]),
         {},
         ValueError,
-        "annotation_loss: target must have shape [N, H, W], got [12, 20]",
+        "annotation_loss: target must be a non-empty [N, H, W] tensor (only N may be 0), "
+        "got shape [12, 20]",
     ),
     (
         ann,
         (A, T),
         {"ignore_index": 0},
         ValueError,
-        "annotation_loss: ignore_index must lie outside 0..3 (the classes and 3, unlabelled), "
+        "annotation_loss: ignore_index must be outside 0..3 (0..2 are classes, 3 is unlabeled), "
         "got 0",
     ),
     (pseudo, (V, [0], P), {}, TypeError, "pseudo_labels: target must be a torch.Tensor, got list"),
@@ -421,8 +428,8 @@ CASES: list[tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any], type[Exce
         (V, T > 0, P),
         {},
         TypeError,
-        "pseudo_labels: target must be one of torch.uint8, torch.int16, torch.int32, torch.int64, "
-        "got torch.bool",
+        "pseudo_labels: target must have one of the dtypes torch.uint8, torch.int16, torch.int32, "
+        "torch.int64, got torch.bool",
     ),
     (
         argmax,
@@ -478,7 +485,8 @@ OTHERS: list[tuple[Callable[[], Any], type[Exception], str]] = [
     (
         lambda: blpseg_ops.LocalAggregation(dim=4)(torch.zeros(3, 9, 8), V[:1]),
         ValueError,
-        "LocalAggregation: images must have shape [N, 3, H, W], nothing but N zero, got [3, 9, 8]",
+        "LocalAggregation: images must be a non-empty [N, 3, H, W] tensor (only N may be 0), "
+        "got shape [3, 9, 8]",
     ),
     (
         lambda: blpseg_ops.LocalAggregation(dim=4)(torch.zeros(1, 3, 9, 8), V[:1].int()),
@@ -584,7 +592,7 @@ def test_no_raise_is_left_out() -> None:
     But for `raise` alone and `from None`, which pass on what is raised elsewhere.
     """
     package = Path(blpseg_ops.__file__).parent
-    files = [package / f"{name}.py" for name in ("_checks", "backends", "modules")]
+    files = [package / f"{name}.py" for name in ("_checks", "_targets", "backends", "modules")]
     files += sorted((package / "ops").glob("*.py"))
     raises = {
         (str(file), line): (str(file), node.lineno)
@@ -611,7 +619,7 @@ def test_no_raise_is_left_out() -> None:
 def test_another_ignore_index_is_needed_from_255_classes_on() -> None:
     seg, annotation = torch.zeros(1, 255, 2, 2), torch.zeros(1, 256, 2, 2)
     target = torch.full((1, 2, 2), -1)
-    with pytest.raises(ValueError, match=r"ignore_index must lie outside 0\.\.255"):
+    with pytest.raises(ValueError, match=r"ignore_index must be outside 0\.\.255"):
         blp(seg, annotation, target)
     assert blp(seg, annotation, target, ignore_index=-1).item() == 0
     labels = pseudo(seg, target, torch.ones(1, 255, dtype=torch.bool), ignore_index=-1)
@@ -654,7 +662,7 @@ def test_checked_targets_look_before_dispatch(
 
 def test_checked_targets_nest_and_end_with_an_error() -> None:
     def checking() -> bool:
-        return _checks._checked.get()
+        return _targets._checked.get()
 
     with blpseg_ops.checked_targets():
         with blpseg_ops.checked_targets():
@@ -668,7 +676,7 @@ def test_checked_targets_nest_and_end_with_an_error() -> None:
 
 def test_checked_targets_hold_for_their_thread_alone() -> None:
     seen = []
-    thread = threading.Thread(target=lambda: seen.append(_checks._checked.get()))
+    thread = threading.Thread(target=lambda: seen.append(_targets._checked.get()))
     with blpseg_ops.checked_targets():
         thread.start()
         thread.join()

@@ -31,7 +31,7 @@ def _target(rng: torch.Generator, n: int, classes: int, h: int, w: int) -> Tenso
 def test_lam_gradcheck(
     rng: torch.Generator, monkeypatch: pytest.MonkeyPatch, eps: float, scale: float, block: int
 ) -> None:
-    monkeypatch.setattr(sys.modules["blpseg_ops.reference.lam"], "BLOCK", block)
+    monkeypatch.setattr(sys.modules["blpseg_ops.fallback.lam"], "BLOCK", block)
     features = _randn(rng, 2, 3, 3, 4).requires_grad_()
     values = _randn(rng, 2, 2, 3, 4).requires_grad_()
     op = partial(blpseg_ops.lam, sigma=1.3, eps=eps, scale=scale)

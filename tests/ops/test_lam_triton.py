@@ -128,7 +128,7 @@ def test_any_layout(layout: str) -> None:
     ],
 )
 def test_non_finite_numbers_show(tensor: str, number: float) -> None:
-    from blpseg_ops.reference.lam import lam_backward, lam_forward
+    from blpseg_ops.fallback.lam import lam_backward, lam_forward
 
     # sigma is so small that the pixel's tile would be left out by all but its neighbours.
     finite = normal_case(2, 6, 3, 5, 32, sigma=0.5).to(torch.float32)
@@ -143,7 +143,7 @@ def test_non_finite_numbers_show(tensor: str, number: float) -> None:
 
 
 def test_what_the_kernels_do_not_take_goes_to_the_reference() -> None:
-    from blpseg_ops.reference.lam import lam_backward, lam_forward
+    from blpseg_ops.fallback.lam import lam_backward, lam_forward
 
     for case in (
         normal_case(1, 3, 2, 4, 5),  # float64

@@ -428,7 +428,7 @@ def test_a_wrong_label_is_named(
     dtype: torch.dtype, value: int, ignore: int, op: str, pseudo: bool
 ) -> None:
     text = (
-        rf"^{op}: target must hold 0\.\.2 \(a class\), 3 \(unlabelled\) or {ignore} \(ignore\), "
+        rf"^{op}: target must hold 0\.\.2 \(a class\), 3 \(unlabeled\) or {ignore} \(ignore\), "
         rf"got {value}$"
     )
     good = torch.arange(2 * 9 * 11).remainder(4).reshape(2, 9, 11).to(dtype)

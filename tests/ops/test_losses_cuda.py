@@ -304,7 +304,7 @@ for op, call in calls.items():
         with blpseg_ops.checked_targets():
             call()
     except ValueError as error:
-        assert str(error).startswith(f"{op}: target must hold 0..2 (a class), 3 (unlabelled)")
+        assert str(error).startswith(f"{op}: target must hold 0..2 (a class), 3 (unlabeled)")
         assert str(error).endswith("got 77")
     else:
         raise AssertionError(op)

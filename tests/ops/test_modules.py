@@ -37,7 +37,7 @@ def _lam_pixel_by_pixel(features: Tensor, values: Tensor, sigma: float, eps: flo
 def test_lam_is_its_definition(
     rng: torch.Generator, monkeypatch: pytest.MonkeyPatch, eps: float, backend: str, block: int
 ) -> None:
-    monkeypatch.setattr(sys.modules["blpseg_ops.reference.lam"], "BLOCK", block)
+    monkeypatch.setattr(sys.modules["blpseg_ops.fallback.lam"], "BLOCK", block)
     features = torch.randn(2, 3, 3, 4, generator=rng, dtype=torch.float64)
     values = torch.randn(2, 2, 3, 4, generator=rng, dtype=torch.float64)
     output = blpseg_ops.lam(features, values, 1.2, eps=eps, backend=backend)

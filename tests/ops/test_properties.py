@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import blpseg_ops
-from blpseg_ops import _checks
-from blpseg_ops.reference.resize import accumulate_dtype, upsample
+from blpseg_ops._dtypes import accumulate_dtype, label_dtype
+from blpseg_ops.reference.resize import upsample
 
 from . import _lam_inputs, _loss_inputs
 from ._draws import (
@@ -141,7 +141,7 @@ def check_upsample_argmax(rng: Random) -> None:
     logits = lay_out(lay_out(logits).to(dtype))
     labels = blpseg_ops.upsample_argmax(logits, size)
     assert labels.shape == (len(logits), *size)
-    assert labels.dtype == _checks.label_dtype(logits.shape[1])
+    assert labels.dtype == label_dtype(logits.shape[1])
     if size == logits.shape[2:]:
         assert torch.equal(labels.long(), logits.argmax(1))
         return

@@ -97,10 +97,10 @@ void gather_gradients(const LossCall<T>& call, const Gradients& grads, const Sha
 void refuse_wrong(const LossInputs& inputs, const WrongLabel& wrong) {
   if (wrong.place == WrongLabel().place) return;
   const std::string unlabelled = std::to_string(inputs.classes());
-  // As blpseg_ops/_checks.py says it, which makes it a ValueError again.
+  // As blpseg_ops/_targets.py says it, which makes it a ValueError again.
   throw std::invalid_argument(std::string(inputs.op) + ": target must hold 0.." +
                               std::to_string(inputs.classes() - 1) + " (a class), " + unlabelled +
-                              " (unlabelled) or " + std::to_string(inputs.ignore_index) +
+                              " (unlabeled) or " + std::to_string(inputs.ignore_index) +
                               " (ignore), got " + std::to_string(wrong.value));
 }
 
