@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -19,15 +21,17 @@ def matmul(a: Tensor, b: Tensor) -> Tensor:
     return a @ b
 
 
-# torch.compile cannot trace these reads. It evaluates them once per graph, and compiles again when
-# the CUDA switch changes.
-@torch.compiler.assume_constant_result
-def _may_round_operands(device_type: str) -> bool:
-    """Whether torch may multiply float32 matrices in a narrower format on this device."""
+def _read_switch(device_type: str) -> bool:
+    """Return whether torch may multiply float32 matrices in a narrower format on this device."""
     if device_type == "cuda":
-        allowed = torch.backends.cuda.matmul.fp32_precision
+        allowed: str = torch.backends.cuda.matmul.fp32_precision
     elif device_type == "cpu":
-        allowed = torch.backends.mkldnn.matmul.fp32_precision
+        allowed = torch.backends.mkldnn.matmul.fp32_precision  # type: ignore[attr-defined]
     else:
         return False
     return allowed not in ("none", "ieee")
+
+
+# torch.compile cannot trace the reads. It evaluates them once per graph, and compiles a new graph
+# when the CUDA switch changes.
+_may_round_operands: Callable[[str], bool] = torch.compiler.assume_constant_result(_read_switch)

@@ -78,9 +78,9 @@ def lam(
     _checks.require_not_negative("lam", "eps", eps)
     _checks.require_finite("lam", "scale", scale)
     if backends.use_reference("lam", values.device.type, backend):
-        output = reference.lam(features, values, sigma, radius=radius, eps=eps, scale=scale)
-        return laid_out_as(output, values)
-    output, _ = lam_op(features, values, sigma, eps, scale, radius)
+        dense = reference.lam(features, values, sigma, radius=radius, eps=eps, scale=scale)
+        return laid_out_as(dense, values)
+    output: Tensor = lam_op(features, values, sigma, eps, scale, radius)[0]
     return output
 
 

@@ -49,5 +49,5 @@ def lam(
     if eps > 0:
         log_eps_t = score.logsumexp(1, keepdim=True) + math.log(eps)
         log_denominator = torch.logaddexp(log_denominator, log_eps_t)
-    output = matmul(v, (log_weight - log_denominator).exp())
-    return output.unflatten(2, (h, w)).to(values.dtype)
+    output = matmul(v, (log_weight - log_denominator).exp()).reshape(values.shape)
+    return output.to(values.dtype)

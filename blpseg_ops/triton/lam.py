@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from blpseg_ops._schemas import LIBRARY
-from blpseg_ops.fallback.lam import lam_backward as reference_backward
-from blpseg_ops.fallback.lam import lam_forward as reference_forward
+from blpseg_ops.fallback.lam import lam_backward as fallback_backward
+from blpseg_ops.fallback.lam import lam_forward as fallback_forward
 from blpseg_ops.fallback.layout import laid_out_as
 from blpseg_ops.triton import lam_config
 from blpseg_ops.triton.lam_backward import backward_kernel
@@ -35,7 +35,7 @@ def lam(
 ) -> tuple[Tensor, Tensor]:  # output [N, C, h, w], log_denominator [N, h, w]
     """Compute ``torch.ops.blpseg.lam``."""
     if not _fits(features, values):
-        return reference_forward(features, values, sigma, eps, scale, radius)
+        return fallback_forward(features, values, sigma, eps, scale, radius)
     n, channels, h, w = values.shape
     output = values.new_empty(values.shape)
     log_denominator = values.new_empty(n, h, w, dtype=torch.float32)
@@ -88,7 +88,7 @@ def lam_backward(
 ) -> tuple[Tensor, Tensor]:  # grad_features [N, D, h, w], grad_values [N, C, h, w]
     """Compute ``torch.ops.blpseg.lam_backward``."""
     if not _fits(features, values):
-        return reference_backward(
+        return fallback_backward(
             grad_output, features, values, output, log_denominator, sigma, eps, scale, radius
         )
     grad_features, grad_values = features.new_empty(features.shape), values.new_empty(values.shape)
@@ -143,7 +143,7 @@ LIBRARY.impl("lam_backward", lam_backward, "CUDA")
 
 
 def _fits(features: Tensor, values: Tensor) -> bool:
-    """Return whether the kernels take the inputs; others go to the reference."""
+    """Return whether the kernels take the inputs; others go to the fallback."""
     return (
         features.dtype in lam_config.DTYPES
         and _has_matrix_units(features.device)
