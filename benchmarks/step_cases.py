@@ -13,10 +13,10 @@ from torch.optim import AdamW
 from torch.utils.data import default_collate
 
 import blpseg_ops
-from blpseg.config import AugmentConfig
+from blpseg.config import AugmentConfig, DataConfig
 from blpseg.data.folder import ScribbleFolder
+from blpseg.data.stream import Batch, TrainingStream
 from blpseg.model import BLPSeg
-from blpseg.training import Batch, TrainingStream
 
 OURS, REFERENCE = "blpseg_ops", "plain PyTorch"
 PEERS = {OURS: "auto", REFERENCE: "reference"}
@@ -57,7 +57,7 @@ class Training:
 
     def __init__(self, case: Case, peer: str, scenes: Path) -> None:
         torch.manual_seed(0)
-        samples = ScribbleFolder(scenes)
+        samples = ScribbleFolder(DataConfig(scenes))
         self.case = case
         self.stream = TrainingStream(samples, AugmentConfig(crop=case.crop), 10**6, seed=0)
         self.model = BLPSeg(

@@ -1,14 +1,14 @@
-"""``blpseg ablate``: what each part of the method is worth, over seeds, on any data set.
+"""``blpseg ablate``: measure the gain of each part of the method, over seeds, on any data set.
 
-All runs of a seed see the same crops in the same order and start from the same weights; only the
-parts under test differ. So gains are taken seed by seed.
+All runs of a seed start from the same weights and use the same crops in the same order; only the
+parts under test differ. Gains are therefore computed per seed.
 """
 
 from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,29 +17,27 @@ import torch
 import yaml
 from rich import box
 from rich.console import Console
-from rich.progress import TaskID
 from rich.table import Table
 
 from blpseg.checkpoints import load_model, write_whole
-from blpseg.config import TrainConfig
+from blpseg.config import PER_RUN, TrainConfig
 from blpseg.curves import distance_curves
 from blpseg.data.folder import ScribbleFolder
 from blpseg.devices import choose_device
-from blpseg.display import Step, progress_bars
 from blpseg.errors import UserError
-from blpseg.evaluation import score_model
+from blpseg.evaluation.scores import score_model
 from blpseg.metrics import Scores
-from blpseg.run_folder import check_same
-from blpseg.training import TrainResult, open_data, train
+from blpseg.training.run import TrainResult, open_data
+from blpseg.training.run_folder import check_same
+from blpseg.training.series import train_all
 
 _SETTINGS, _RESULT, _CHART = "ablation.yaml", "ablation.json", "ablation.png"
 _FINISHED = "finished.json"  # the last file that a run writes
-_PER_RUN = ("output", "overwrite", "resume", "seed")  # settings that the ablation chooses itself
 
 
 @dataclass(frozen=True)
 class Variant:
-    """Which parts of the method a training has."""
+    """Which parts of the method a run uses."""
 
     name: str
     lam: bool = False
@@ -48,11 +46,11 @@ class Variant:
 
     @property
     def folder(self) -> str:
-        """The name, fit for a folder."""
+        """The name, as the name of a folder."""
         return self.name.replace(" + ", "+").replace(" ", "-").lower()
 
     def of(self, config: TrainConfig) -> TrainConfig:
-        """Switch the other parts off in a configuration that has them all."""
+        """Switch the other parts off, in a configuration that has all of them."""
         optim, model = config.optim, config.model
         return replace(
             config,
@@ -74,55 +72,55 @@ BASELINE = VARIANTS[0]
 
 
 class Spread(NamedTuple):
-    """Mean and sample standard deviation; no deviation of a single value."""
+    """Mean and sample standard deviation; a single value has no deviation."""
 
     mean: float
     deviation: float | None
 
     @classmethod
     def of(cls, values: Sequence[float | None]) -> Spread | None:
-        """Of the values that there are; None where there are none."""
+        """Compute them over the values that are not None; None if there is no value."""
         known = [value for value in values if value is not None]
         if not known:
             return None
         return cls(statistics.mean(known), statistics.stdev(known) if len(known) > 1 else None)
 
     def percent(self, *, signed: bool = False) -> str:
-        """Write as percentage points with one decimal."""
+        """Format as percentage points with one decimal."""
         mean = f"{100 * self.mean:{'+' if signed else ''}.1f}"
         return mean if self.deviation is None else f"{mean} ± {100 * self.deviation:.1f}"
 
 
 @dataclass
 class Run:
-    """A finished training of a variant."""
+    """A finished run of a variant."""
 
     seed: int
     seconds: float
-    """Time of the training, in seconds, since it was last resumed."""
+    """Duration of the training, in seconds, since it was last resumed."""
     scores: Scores
 
 
 @dataclass
 class Ablation:
-    """The runs of every variant, and what they were made of."""
+    """The runs of every variant, and their common settings."""
 
     settings: dict[str, Any]
-    """The configuration with all parts on, as plain data."""
+    """The configuration with all parts, as plain data."""
 
     runs: dict[str, list[Run]]
     """Name of a variant to its runs, one per seed."""
 
     def miou(self, name: str) -> Spread | None:
-        """Mean and deviation of a variant's mIoU, 0 to 1."""
+        """Compute mean and deviation of a variant's mIoU, 0 to 1."""
         return Spread.of([run.scores.miou for run in self.runs[name]])
 
     def boundary_miou(self, name: str) -> Spread | None:
-        """Mean and deviation of a variant's boundary IoU, averaged over classes, 0 to 1."""
+        """Compute mean and deviation of a variant's boundary mIoU, 0 to 1."""
         return Spread.of([run.scores.boundary_miou for run in self.runs[name]])
 
     def gain(self, name: str) -> Spread | None:
-        """How much of its mIoU lies above the baseline's of the same seed."""
+        """Compute the difference of its mIoU to the baseline's of the same seed."""
         pairs = zip(self.runs[name], self.runs[BASELINE.name], strict=True)
         return Spread.of(
             [
@@ -134,7 +132,7 @@ class Ablation:
         )
 
     def as_plain_data(self) -> dict[str, Any]:
-        """Turn into nested dicts and lists, fit for JSON."""
+        """Convert to nested dicts and lists, e.g. for JSON."""
         statistics = {
             "miou": self.miou,
             "miou_gain": self.gain,
@@ -159,33 +157,32 @@ class Ablation:
 def ablate(
     config: TrainConfig, seeds: Sequence[int] = (0, 1, 2), *, quiet: bool = False
 ) -> Ablation:
-    """Train every variant with every seed, score them, and write a table and curves.
+    """Train every variant with every seed, score the runs, and write a table and curves.
 
-    A run that is finished is not made again and one that was begun is resumed, so an ablation that
-    was interrupted goes on where it stopped. Seeds can be added later, or at the same time by
-    another process. `config.output` gets ``ablation.yaml``, the settings; a run folder
-    ``runs/VARIANT/SEED`` for each training; and, at the end, ``ablation.json`` and
-    ``ablation.png``.
+    Call it again after an interruption: finished runs are kept, the unfinished run is resumed.
+    Seeds can be added later, or at the same time by another process. It writes to `config.output`:
+    ``ablation.yaml``, the settings; ``runs/VARIANT/SEED``, a run folder per run; and at the end
+    ``ablation.json`` and ``ablation.png``.
 
     Args:
-        config: The training with all parts on. Its seed, overwrite and resume are not looked at.
-        seeds: Seeds of the weights, the order of the images and their augmentation.
+        config: The run with all parts. Its seed, overwrite and resume are ignored.
+        seeds: Seeds of the initial weights, the order of the images and the augmentation.
         quiet: Show no progress.
 
     Returns:
         All runs with these seeds.
 
     Raises:
-        UserError: Nothing is trained if the configuration lacks a part under test, if there are no
-            images with masks to score on, or if the output folder holds something else.
+        UserError: Before any training: the configuration lacks a part under test, there are no
+            images with masks to score on, or the output folder has other content.
     """
     if not seeds or len(set(seeds)) < len(seeds):
-        raise UserError(f"seeds: expected numbers that differ, at least one; got {list(seeds)}")
+        raise UserError(f"seeds: expected different numbers, at least one; got {list(seeds)}")
     training, validation = open_data(config.data, quiet)
     if validation is None:
         raise UserError(
-            f"{config.data.root}: an ablation needs masks/ and a list of images to score on, "
-            "splits/val.txt or data.val_split"
+            f"{config.data.root}: expected masks and a list of images to score on; add masks/ and "
+            "splits/val.txt, or name the list with data.val_split"
         )
     _check_parts(config, config.optim.total_iterations(len(training)))
     settings = _settings(config)
@@ -196,15 +193,15 @@ def ablate(
         return replace(variant.of(config), output=folder, seed=seed, overwrite=False, resume=True)
 
     configs = {(variant, seed): run_of(variant, seed) for seed in seeds for variant in VARIANTS}
-    waiting = {
+    unfinished = {
         f"{variant.name}, seed {seed}": run
         for (variant, seed), run in configs.items()
         if not (run.output / _FINISHED).exists()
     }
     train_all(
-        waiting,
+        unfinished,
         Console(stderr=True, quiet=quiet),
-        lambda name, trained: _finish(waiting[name], trained, validation),
+        lambda name, trained: _finish(unfinished[name], trained, validation),
     )
     ablation = Ablation(
         settings,
@@ -219,39 +216,8 @@ def ablate(
     return ablation
 
 
-def train_all(
-    configs: Mapping[str, TrainConfig],
-    console: Console,
-    finish: Callable[[str, TrainResult], None] = lambda name, result: None,
-) -> None:
-    """Train one after the other, with a progress bar each.
-
-    Args:
-        configs: Name of a run to its configuration.
-        console: Where the bars go.
-        finish: Called after each run, with its name.
-    """
-    progress = progress_bars(console)
-    tasks = {
-        name: progress.add_task(name, total=config.optim.iterations, start=False, detail="")
-        for name, config in configs.items()
-    }
-
-    def report(task: TaskID) -> Callable[[Step], None]:
-        def on_step(step: Step) -> None:
-            detail = f"loss {step.blp:.3f}, lr {step.learning_rate:.1e}"
-            progress.update(task, completed=step.iteration, total=step.iterations, detail=detail)
-
-        return on_step
-
-    with progress:
-        for name, config in configs.items():
-            progress.start_task(tasks[name])
-            finish(name, train(config, on_step=report(tasks[name])))
-
-
 def ablation_table(ablation: Ablation) -> Table:
-    """Lay the scores out for the terminal, in percent: mean and standard deviation over seeds."""
+    """Format the scores for the terminal, in percent: mean and standard deviation over seeds."""
     seeds = len(ablation.runs[BASELINE.name])
     table = Table("", box=box.SIMPLE_HEAD, title=f"{seeds} seed{'s' if seeds > 1 else ''}, in %")
     columns = ("mIoU", f"above {BASELINE.name}", "boundary IoU")
@@ -269,42 +235,49 @@ def ablation_table(ablation: Ablation) -> Table:
 
 
 def _check_parts(config: TrainConfig, iterations: int) -> None:
-    """Refuse a configuration in which two variants would be the same."""
-    begins = config.optim.self_training_from
-    for name, value, wanted, fits in (
+    """Check that no two variants are the same: every part is on and can be switched off."""
+    start = config.optim.self_training_start(iterations)
+    for name, value, expected, fits in (
         ("model.lam", config.model.lam, "true", config.model.lam),
         ("model.gamma", config.model.gamma, "more than 0", config.model.gamma > 0),
         (
             "optim.self_training_from",
-            begins,
-            f"an iteration of the run's {iterations}",
-            begins is not None and begins < iterations,
+            config.optim.self_training_from,
+            f"an iteration below {iterations}, or a share of the run, e.g. 0.5",
+            start is not None and start < iterations,
         ),
     ):
         if not fits:
             raise UserError(
-                f"{name}: expected {wanted}, for the ablation to switch off; got {value}"
+                f"{name}: expected {expected}, as the ablation compares runs with and without it; "
+                f"got {value}"
             )
 
 
 def _settings(config: TrainConfig) -> dict[str, Any]:
-    return {key: value for key, value in config.as_plain_data().items() if key not in _PER_RUN}
+    return {
+        key: value
+        for key, value in config.as_plain_data().items()
+        if key not in PER_RUN | {"output"}
+    }
 
 
 def _claim(folder: Path, settings: dict[str, Any]) -> None:
-    """Write the settings down, or see that the folder holds an ablation with these."""
+    """Write the settings, or check that the folder has an ablation with the same settings."""
     path = folder / _SETTINGS
     if path.exists():
         check_same(path, yaml.safe_load(path.read_text()), settings)
         return
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder}: exists already and holds no ablation to go on with")
+        raise UserError(
+            f"{folder}: exists already and is no folder of an ablation; --output names another"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     path.write_text(yaml.safe_dump(settings, sort_keys=False))
 
 
 def _finish(config: TrainConfig, trained: TrainResult, validation: ScribbleFolder) -> None:
-    """Score a run's last checkpoint with all that there is to measure, and mark it finished."""
+    """Score a run's last checkpoint with all metrics; the file of the scores marks it finished."""
     model = load_model(trained.last).model.to(choose_device(config.device))
     run = Run(config.seed, round(trained.seconds, 1), score_model(model, validation))
     _write(config.output / _FINISHED, asdict(run))

@@ -1,7 +1,7 @@
-"""The authors' checkpoints: their names for our tensors, and what is checked before they load.
+"""Load the authors' checkpoints: check them, and map their tensor names to ours.
 
-Their program is at github.com/YudeWang/BLPSeg. Its layers are this package's under the same names,
-but for three parts.
+The authors' program is at github.com/YudeWang/BLPSeg. Its layers have this package's names, except
+for three prefixes.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from blpseg.errors import UserError, raise_problems
 from blpseg.model import BLPSeg
 
 BACKBONE = "resnet101s"
-EPS = 1e-7  # of their renormalisation in LAM
+EPS = 1e-7  # added to LAM's denominator in their program
 
-_WRAPPER = "module."  # of DataParallel
+_WRAPPER = "module."  # prefix that DataParallel adds
 _UNUSED = (
     "distance_prob",  # LAM's Gaussian on a grid of 96 x 96
     "CELoss.weight",
-    "backbone.layernorm.",  # no forward pass goes through it
+    "backbone.layernorm.",  # no forward pass uses it
 )
 _PARTS = {
     "backbone.": "backbone.body.",
@@ -37,18 +37,18 @@ _CLASS_BIAS = "seg_head.4.bias"  # [K]
 
 
 def load_authors_checkpoint(path: Path | str) -> BLPSeg:
-    """Build the network of an authors' checkpoint with its weights and LAM's eps of 1e-7.
+    """Build the network of an authors' checkpoint, with its weights and LAM's eps of 1e-7.
 
-    No code from the file runs.
+    The file is read with weights_only: it cannot run code.
 
     Args:
-        path: File of a state dict, as the authors publish it.
+        path: A state dict that the authors published.
 
     Returns:
-        The network, in evaluation mode, on the CPU; the number of classes is the file's.
+        The network, in evaluation mode, on the CPU. The file determines the number of classes.
 
     Raises:
-        UserError: If the file is missing or no state dict, or a tensor is missing, unknown or of
+        UserError: The file is missing or no state dict, or tensors are missing, unknown or of
             another shape; it names all of them.
     """
     path = Path(path)
@@ -56,8 +56,8 @@ def load_authors_checkpoint(path: Path | str) -> BLPSeg:
     head = theirs.get(_CLASS_BIAS)
     if head is None or head.ndim != 1 or len(head) < 2:
         raise UserError(
-            f"{path}: expected a checkpoint of the authors' BLPSeg, with {_CLASS_BIAS} of K >= 2 "
-            f"numbers, {'which is missing' if head is None else f'got {list(head.shape)}'}"
+            f"{path}: expected a checkpoint of the authors' BLPSeg, with a tensor {_CLASS_BIAS} of "
+            f"shape [K], K >= 2; got {'no such tensor' if head is None else list(head.shape)}"
         )
     model = build_model(_model_config(), len(head))
     expected = {authors_name(name): tensor.shape for name, tensor in model.state_dict().items()}
@@ -74,21 +74,21 @@ def load_authors_checkpoint(path: Path | str) -> BLPSeg:
 
 
 def import_checkpoint(path: Path, output: Path, *, overwrite: bool = False) -> list[str]:
-    """Turn an authors' checkpoint into one of ours.
+    """Convert an authors' checkpoint to one of ours.
 
     Args:
         path: The authors' file.
         output: The file to write.
-        overwrite: Replace it if it exists.
+        overwrite: Replace the output if it exists.
 
     Returns:
-        The class names that it carries: VOC's where there are 21, else class_0, class_1, ...
+        The class names in the checkpoint: VOC's if there are 21, else class_0, class_1, ...
 
     Raises:
-        UserError: If the output exists, or the authors' file does not fit.
+        UserError: The output exists, or see `load_authors_checkpoint`.
     """
     if output.exists() and not overwrite:
-        raise UserError(f"{output}: exists already; --overwrite true replaces it")
+        raise UserError(f"{output}: exists already; --overwrite replaces it")
     model = load_authors_checkpoint(path)
     count = model.num_classes
     classes = list(VOC_CLASSES) if count == len(VOC_CLASSES) else _numbered(count)
@@ -105,12 +105,12 @@ def import_checkpoint(path: Path, output: Path, *, overwrite: bool = False) -> l
 
 
 def our_name(name: str) -> str:
-    """Our name of a tensor that the authors' state dict calls `name`."""
+    """Map a tensor name of the authors' state dict to ours."""
     return _renamed(name, _PARTS)
 
 
 def authors_name(name: str) -> str:
-    """The authors' name of a tensor that our state dict calls `name`."""
+    """Map a tensor name of our state dict to the authors'."""
     return _renamed(name, {ours: theirs for theirs, ours in _PARTS.items()})
 
 
@@ -130,16 +130,18 @@ def _model_config() -> ModelConfig:
 
 
 def _read(path: Path) -> dict[str, Tensor]:
-    """Read the tensors of a state dict that the model has a use for."""
+    """Read the tensors of a state dict, without those that the model does not use."""
     if not path.is_file():
-        raise UserError(f"{path}: expected a checkpoint of the authors, but there is no such file")
+        raise UserError(f"{path}: expected a checkpoint of the authors, found no such file")
     try:
         content: Any = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise UserError(f"{path}: expected a file of tensors by torch.save: {error}") from error
+        raise UserError(
+            f"{path}: expected a file of tensors that torch.save wrote, cannot read it: {error}"
+        ) from error
     if not isinstance(content, dict) or not all(
         isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in content.items()
     ):
-        raise UserError(f"{path}: expected a state dict: tensors by their names")
+        raise UserError(f"{path}: expected a state dict, which maps names to tensors")
     named = {name.removeprefix(_WRAPPER): tensor for name, tensor in content.items()}
     return {name: tensor for name, tensor in named.items() if not name.startswith(_UNUSED)}

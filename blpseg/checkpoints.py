@@ -1,4 +1,4 @@
-"""Checkpoints: written whole or not at all, read without running code from the file."""
+"""Checkpoints: write them atomically, read them without running code from the file."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ import torch
 from blpseg.config import ModelConfig
 from blpseg.errors import UserError
 from blpseg.model import BLPSeg
+from blpseg.pretrained import weights_cache
 
 
 class Trained(NamedTuple):
-    """A model read from a checkpoint."""
+    """A model that was read from a checkpoint."""
 
     model: BLPSeg
     """The network, in evaluation mode."""
@@ -29,7 +30,7 @@ class Trained(NamedTuple):
     """The training run's configuration, as plain data."""
 
     iteration: int
-    """Iterations trained."""
+    """Iterations that the model was trained for."""
 
 
 def build_model(config: ModelConfig, num_classes: int, *, pretrained: bool | None = None) -> BLPSeg:
@@ -38,10 +39,10 @@ def build_model(config: ModelConfig, num_classes: int, *, pretrained: bool | Non
     Args:
         config: The network's part of the configuration.
         num_classes: K.
-        pretrained: Overrides the configuration's choice.
+        pretrained: Replaces the configuration's choice; None keeps it.
 
     Raises:
-        UserError: If there is no such network, or its pretrained weights cannot be had.
+        UserError: There is no such network, or its pretrained weights cannot be loaded.
     """
     options = dict(vars(config))
     if pretrained is not None:
@@ -50,62 +51,65 @@ def build_model(config: ModelConfig, num_classes: int, *, pretrained: bool | Non
         return BLPSeg(num_classes, **options)
     except OSError as error:
         raise UserError(
-            f"model: cannot get the pretrained weights of {config.backbone!r} ({error}); "
-            "--model.pretrained false starts from random ones"
+            f"model.pretrained: cannot load the weights of {config.backbone!r}: {error}; start "
+            "from random weights (--model.pretrained=false), or run the command once on a machine "
+            f"with a network connection and copy its cache folder to {weights_cache()}"
         ) from error
     except (ValueError, RuntimeError) as error:
         raise UserError(f"model: cannot build {config.backbone!r}: {error}") from error
 
 
 def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
-    """Write a checkpoint, whole or not at all.
+    """Write a checkpoint atomically.
 
     Args:
         path: The file; an older one is replaced.
         content: Tensors and plain data only, so that `torch.load(weights_only=True)` reads it.
 
     Raises:
-        OSError: If it cannot be written; an older file is left as it was.
+        OSError: The file cannot be written; an older one is kept.
     """
     write_whole(path, lambda file: torch.save(content, file))
 
 
-def aside_of(path: Path) -> Path:
-    """Where `write_whole` writes what will be `path`; it stays there where that is killed."""
+def temporary_path(path: Path) -> Path:
+    """Return the file that `write_whole` writes before it renames it to `path`."""
     return path.with_name(path.name + ".part")
 
 
 def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Write a file aside and rename it, so that `path` is never half a file, whatever happens.
+    """Write a temporary file and rename it, so that `path` is complete whenever it exists.
+
+    A process that is killed in between leaves the temporary file.
 
     Args:
         path: The file; an older one is replaced.
         write: Writes the content.
 
     Raises:
-        OSError: If it cannot be written; an older file is left as it was.
+        OSError: The file cannot be written; an older one is kept.
     """
-    aside = aside_of(path)
+    temporary = temporary_path(path)
     try:
-        with aside.open("wb") as file:
+        with temporary.open("wb") as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())
-        aside.replace(path)
-    except (OSError, RuntimeError) as error:  # torch.save makes a RuntimeError of a full disk
+        temporary.replace(path)
+    except (OSError, RuntimeError) as error:  # torch.save raises RuntimeError on a full disk
         with suppress(OSError):
-            aside.unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
         cause = error.__context__ if isinstance(error.__context__, OSError) else error
         raise OSError(
-            f"{path}: could not be written, an older one is left as it was ({cause})"
+            f"{path}: could not be written ({cause}); an older file of this name is kept"
         ) from error
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Read what `save_checkpoint` wrote, onto the CPU.
+    """Read a file of `save_checkpoint`, with its tensors on the CPU.
 
     Raises:
-        UserError: If the file is missing or is no checkpoint of a training run.
+        UserError: The file is missing, or is no checkpoint of a training run.
     """
     if not path.is_file():
         raise UserError(f"{path}: expected a checkpoint, but there is no such file")
@@ -115,15 +119,17 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         content = None
     expected = {"model", "classes", "config", "iteration"}
     if not isinstance(content, dict) or not expected <= content.keys():
-        raise UserError(f"{path}: expected a checkpoint that `blpseg train` wrote")
+        raise UserError(
+            f"{path}: expected a checkpoint that `blpseg train` wrote, got a file of another kind"
+        )
     return content
 
 
 def load_model(path: Path) -> Trained:
-    """Build the model of a checkpoint with its weights.
+    """Build the model of a checkpoint and load its weights.
 
     Raises:
-        UserError: If the file is missing or does not hold such a model.
+        UserError: The file is missing, or contains no such model.
     """
     content = load_checkpoint(path)
     config = ModelConfig(**content["config"]["model"])

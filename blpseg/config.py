@@ -1,8 +1,13 @@
-"""What a training run is made of; the defaults are the recipe as published (Wang et al. 2023)."""
+"""The configuration of a training run; the defaults are the published recipe (Wang et al. 2023).
+
+The one difference: `model.eps` is 0, as the method has it; voc.yaml and context.yaml set the
+published program's 1e-7.
+"""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Iterator, Mapping
+from dataclasses import Field, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,50 +18,58 @@ LayoutName = Literal[
 ]
 
 
+PER_RUN = frozenset({"overwrite", "resume", "seed"})  # an ablation sets these for each of its runs
+
+
+# Metadata of fields.
+_EVALUATION = {"evaluation": True}  # `blpseg evaluate` has this option too
+_RESUMABLE = {"resumable": True}  # a run may resume with another value: results do not depend on it
+
+
 @dataclass
 class DataConfig:
-    """A folder of images and scribbles, and what the numbers in its label files mean.
+    """A folder of images and scribbles, and the meaning of the values in its label files.
 
-    Relative paths start at the current folder.
+    Every data option is declared here, and only here. Relative paths start at the current folder.
     """
 
-    root: Path
-    """The data set's folder."""
+    root: Path = field(metadata=_EVALUATION | _RESUMABLE)
+    """Folder of the data set."""
 
-    layout: LayoutName = "folder"
-    """How the data set is laid out; folder: images/, scribbles/, classes.txt and, where there are
-    any, masks/ and splits/; docs/data.md shows the others."""
+    layout: LayoutName = field(default="folder", metadata=_EVALUATION)
+    """Arrangement of the files. folder: images/, scribbles/, classes.txt and, optionally, masks/
+    and splits/; docs/data.md shows the others."""
 
     train_split: str | None = None
-    """Part to train on (folder: a list splits/NAME.txt); null: the layout's (folder: train.txt
-    where it exists, else every image)."""
+    """Part to train on (folder: a list splits/NAME.txt). null: the layout's (folder: train.txt if
+    it exists, else every image)."""
 
     val_split: str | None = None
-    """Part to validate on; null: the layout's, where it and masks exist (folder: val.txt)."""
+    """Part to validate on. null: the layout's, if it and masks exist (folder: val.txt)."""
 
-    scribbles: Path | None = None
-    """Folder of the scribble files; null: where the layout has them."""
+    scribbles: Path | None = field(default=None, metadata=_EVALUATION | _RESUMABLE)
+    """Folder of the scribble files. null: the layout's."""
 
-    scribble_width: int = 1
-    """Width in pixels of lines that scribble files hold as points (ScribbleSup's XML)."""
+    scribble_width: int = field(default=1, metadata=_EVALUATION)
+    """Width in pixels of lines in files that store scribbles as points (ScribbleSup's XML)."""
 
-    unlabeled_value: int | None = None
-    """Value of unlabelled pixels in the scribble files; null: the layout's (folder: 255; some sets
+    unlabeled_value: int | None = field(default=None, metadata=_EVALUATION)
+    """Value of unlabeled pixels in the scribble files. null: the layout's (folder: 255; some sets
     use 0)."""
 
-    first_class_value: int | None = None
-    """Value of the first class in the scribble files; null: the layout's (folder: 0; 1 in sets that
-    keep 0 for something else)."""
+    first_class_value: int | None = field(default=None, metadata=_EVALUATION)
+    """Value of the first class in the scribble files. null: the layout's (folder: 0; 1 in sets
+    that use 0 for unlabeled pixels)."""
 
-    mask_void_value: int | None = None
-    """Value of void pixels in the mask files, which are left out of every score; null: the
-    layout's (folder: 255)."""
+    mask_void_value: int | None = field(default=None, metadata=_EVALUATION)
+    """Value of void pixels in the mask files; no score counts them. null: the layout's (folder:
+    255)."""
 
-    mask_first_class_value: int | None = None
-    """Value of the first class in the mask files; null: the layout's (folder: the same as in the
+    mask_first_class_value: int | None = field(default=None, metadata=_EVALUATION)
+    """Value of the first class in the mask files. null: the layout's (folder: the same as in the
     scribble files)."""
 
-    workers: int = 4
+    workers: int = field(default=4, metadata=_RESUMABLE)
     """Processes that load training images; 0 loads them in the training process."""
 
     def __post_init__(self) -> None:
@@ -69,34 +82,34 @@ class ModelConfig:
     """The network and its losses."""
 
     backbone: str = "resnet101s"
-    """Name of a timm model with features at strides 4, 8, 16 and 32."""
+    """Name of a timm model that has features at strides 4, 8, 16 and 32."""
 
     pretrained: bool = True
-    """Start from timm's ImageNet weights (downloaded once)."""
+    """Start from timm's ImageNet weights (downloaded at first use)."""
 
     width: int = 256
     """Channels of the decoder."""
 
     embedding_dim: int = 256
-    """Channels of the embedding that LAM compares pixels with."""
+    """Channels of the embedding that LAM compares pixels by."""
 
     lam: bool = True
-    """Aggregate the logits over alike near pixels (LAM)."""
+    """Average the logits over near pixels of similar features (LAM)."""
 
     sigma: float = 6.0
-    """Standard deviation of LAM's Gaussian, in pixels of the logits (4 image pixels each)."""
+    """Standard deviation of LAM's Gaussian, in pixels of the logits (4 image pixels)."""
 
-    eps: float = 1e-7
-    """Guard in LAM's renormalisation; 1e-7 is the published program's, 0 is the plain method."""
+    eps: float = 0.0
+    """Added to LAM's denominator; 0 is the method, 1e-7 the published program."""
 
     gamma: float = 2.0
-    """Exponent of the BLP loss's weights; 0 weighs every scribbled pixel alike."""
+    """Exponent of the BLP loss's weights; 0 gives every scribbled pixel the weight 1."""
 
     unlabeled_weight: float = 0.02
-    """Weight of unlabelled pixels in the annotation loss."""
+    """Weight of unlabeled pixels in the annotation loss."""
 
     threshold: float = 0.9
-    """Smallest class probability at which a pixel gets a pseudo label."""
+    """Smallest class probability of a pseudo label."""
 
 
 @dataclass
@@ -107,10 +120,10 @@ class AugmentConfig:
     """Probability of a left-right flip."""
 
     scale: tuple[float, float] = (0.75, 1.25)
-    """Smallest and largest factor of the random scaling."""
+    """Smallest and largest factor of the random scale."""
 
     crop: int = 384
-    """Side of the square crop, in pixels after scaling; smaller images are padded."""
+    """Side of the square crop in pixels, after scaling; smaller images are padded."""
 
     def __post_init__(self) -> None:
         _within("augment.flip", self.flip, 0, 1)
@@ -124,7 +137,7 @@ class AugmentConfig:
 
 @dataclass
 class OptimConfig:
-    """AdamW on a polynomial schedule, and when self-training begins."""
+    """AdamW with a polynomial schedule, and the start of self-training."""
 
     learning_rate: float = 3e-5
     """Learning rate of the first iteration."""
@@ -136,20 +149,21 @@ class OptimConfig:
     """Iteration i of n runs at learning_rate * (1 - i / (n + 1)) ** power."""
 
     batch_size: int = 10
-    """Images per iteration, a multiple of the number of processes that share them; at least 2, as
-    batch norm sees one pooled pixel per image."""
+    """Images per iteration, over all processes: a multiple of their number, and at least 2, as
+    batch norm needs more than one pooled pixel."""
 
     epochs: int = 40
-    """Passes over the training images (the last one rounded up to whole batches)."""
+    """Passes over the training images; the last batch is filled up."""
 
     iterations: int | None = None
-    """Number of iterations; where given, it replaces epochs."""
+    """Number of iterations. null: as many as `epochs` needs."""
 
-    self_training_from: int | None = 10_000
-    """First iteration, counted from 0, that learns from pseudo labels too; null: none does."""
+    self_training_from: int | float | None = 10_000
+    """First iteration, counted from 0, that learns from pseudo labels too; or, with a decimal
+    point, the share of the run before it, e.g. 0.5. null: no self-training."""
 
     mixed_precision: Literal["no", "fp16", "bf16"] = "fp16"
-    """Number format of the forward pass on CUDA; other devices compute in float32."""
+    """Number format of the forward pass on CUDA; other devices use float32."""
 
     def __post_init__(self) -> None:
         _at_least("optim.learning_rate", self.learning_rate, 0)
@@ -159,32 +173,47 @@ class OptimConfig:
         _at_least("optim.epochs", self.epochs, 1)
         if self.iterations is not None:
             _at_least("optim.iterations", self.iterations, 1)
-        if self.self_training_from is not None:
-            _at_least("optim.self_training_from", self.self_training_from, 0)
+        start = self.self_training_from
+        if isinstance(start, float) and not 0 < start < 1:
+            raise UserError(
+                "optim.self_training_from: expected an iteration (a whole number), or a share of "
+                f"the run (more than 0 and less than 1), got {start}"
+            )
+        if start is not None:
+            _at_least("optim.self_training_from", start, 0)
 
     def total_iterations(self, num_images: int) -> int:
-        """Count the iterations of the whole run over a set of `num_images` images."""
+        """Compute the iterations of a whole run over `num_images` training images."""
         if self.iterations is not None:
             return self.iterations
         return -(-self.epochs * num_images // self.batch_size)
 
+    def self_training_start(self, iterations: int) -> int | None:
+        """Return the first iteration of self-training, in a run of `iterations`; None: never.
+
+        It may lie behind the end of the run, which then has no self-training.
+        """
+        if isinstance(self.self_training_from, float):
+            return round(self.self_training_from * iterations)
+        return self.self_training_from
+
 
 @dataclass
 class LogConfig:
-    """How often the run is written down, in iterations."""
+    """How often a run records and saves, in iterations."""
 
     scalars_every: int = 20
     """Iterations between two points in TensorBoard: losses, learning rate, images per second, peak
     memory."""
 
     validate_every: int = 2000
-    """Iterations between two validations, with pictures for TensorBoard; the end has one too."""
+    """Iterations between two validations; the last iteration is always validated."""
 
     preview_every: int = 500
-    """Iterations between two looks at predictions, as pictures in TensorBoard."""
+    """Iterations between two pictures of predictions in TensorBoard."""
 
     save_every: int = 1000
-    """Iterations between two writings of last.pt; the end has one too."""
+    """Iterations between two writes of last.pt; the last iteration is always saved."""
 
     def __post_init__(self) -> None:
         _at_least("log.scalars_every", self.scalars_every, 1)
@@ -197,16 +226,16 @@ class LogConfig:
 class TrainConfig:
     """A training run.
 
-    Partial cross entropy, the baseline, is `model.lam=False`, `model.gamma=0` and
-    `optim.self_training_from=None`: the annotation head sees detached features, so its loss does
-    not touch the segmentation.
+    For partial cross entropy, the baseline, set `model.lam=false`, `model.gamma=0` and
+    `optim.self_training_from=null`. The annotation head reads detached features, so its loss does
+    not change the segmentation.
     """
 
     data: DataConfig
     """The images and their labels."""
 
-    output: Path
-    """Run folder for checkpoints, TensorBoard files, the configuration and the scores."""
+    output: Path = field(metadata=_RESUMABLE)
+    """Run folder: checkpoints, TensorBoard files, configuration, scores."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
     """The network and its losses."""
@@ -215,38 +244,42 @@ class TrainConfig:
     """Random changes to the training images."""
 
     optim: OptimConfig = field(default_factory=OptimConfig)
-    """Optimizer, schedule, self-training."""
+    """Optimizer, schedule and self-training."""
 
-    log: LogConfig = field(default_factory=LogConfig)
-    """How often the run is written down."""
+    log: LogConfig = field(default_factory=LogConfig, metadata=_RESUMABLE)
+    """How often the run records and saves."""
 
-    overwrite: bool = False
-    """Replace the files of an earlier run in the run folder; other files there stay."""
+    overwrite: bool = field(default=False, metadata=_RESUMABLE)
+    """Replace an earlier run in the run folder; other files there are kept."""
 
-    resume: bool = False
-    """Continue the run in the run folder from its last.pt; where nothing was saved yet, begin."""
+    resume: bool = field(default=False, metadata=_RESUMABLE)
+    """Continue the run in the run folder from its last.pt; start if nothing was saved yet."""
 
     seed: int = 0
-    """Seed of the weights, the order of the images and their augmentation."""
+    """Seed of the initial weights, the order of the images and the augmentation."""
 
-    device: Literal["auto", "cpu"] = "auto"
-    """auto: the accelerator where there is one."""
+    device: Literal["auto", "cpu"] = field(default="auto", metadata=_RESUMABLE)
+    """auto: the accelerator if there is one, else the CPU."""
 
     def __post_init__(self) -> None:
         _at_least("seed", self.seed, 0)
         if self.overwrite and self.resume:
-            raise UserError("resume: a run is either continued or replaced; overwrite is true, too")
+            raise UserError(
+                "resume and overwrite: expected one of them, got both; resume continues the run in "
+                "the folder, overwrite replaces it"
+            )
 
     def as_plain_data(self) -> dict[str, Any]:
-        """Turn into nested dicts of numbers, strings and lists, e.g. for YAML."""
+        """Convert to nested dicts of numbers, strings and lists, e.g. for YAML."""
         return asdict(self, dict_factory=_plain_dict)
 
 
 def read_config(text: str) -> TrainConfig:
-    """Read a training run from YAML, as `blpseg train` reads its file.
+    """Read the configuration of a training run from YAML.
 
     Raises:
-        ArgumentError: If it is no YAML, or a key or value does not fit; the message names it.
+        ArgumentError: The text is no YAML, or has an unknown setting or a value of a wrong type;
+            the message names it.
     """
     from jsonargparse import ArgumentParser
 
@@ -254,6 +287,44 @@ def read_config(text: str) -> TrainConfig:
     parser.add_class_arguments(TrainConfig)
     options = parser.instantiate(parser.parse_string(text))
     return TrainConfig(**{part.name: options[part.name] for part in fields(TrainConfig)})
+
+
+def data_config(content: Mapping[str, Any]) -> DataConfig:
+    """Make a `DataConfig` of plain data, as `TrainConfig.as_plain_data` gives it."""
+    paths = {name: Path(content[name]) for name in ("root", "scribbles") if content.get(name)}
+    return DataConfig(**{**content, **paths})
+
+
+def evaluation_fields() -> list[Field[Any]]:
+    """List the fields of `DataConfig` that `blpseg evaluate` offers as options."""
+    return [part for part in fields(DataConfig) if part.metadata.get("evaluation")]
+
+
+def fixed_settings(content: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """List the settings of a run that must stay the same when it is resumed.
+
+    Args:
+        content: A configuration of a training run as plain data, or some of its parts.
+
+    Yields:
+        Dotted name and value of each setting.
+    """
+    resumable = {(part.name,) for part in fields(TrainConfig) if part.metadata.get("resumable")} | {
+        ("data", part.name) for part in fields(DataConfig) if part.metadata.get("resumable")
+    }
+    for path, value in _flatten(content):
+        if not any(path[:depth] in resumable for depth in (1, 2)):
+            yield ".".join(path), value
+
+
+def _flatten(
+    content: Mapping[str, Any], path: tuple[str, ...] = ()
+) -> Iterator[tuple[tuple[str, ...], Any]]:
+    for key, value in content.items():
+        if isinstance(value, dict):
+            yield from _flatten(value, (*path, key))
+        else:
+            yield (*path, key), value
 
 
 def _plain_dict(items: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""A dense CRF over class probabilities, by the library pydensecrf2; no part of the method.
+"""Refine labels by a dense CRF, with the library pydensecrf2; not a part of the method.
 
 Source: Kraehenbuehl and Koltun, "Efficient Inference in Fully Connected CRFs with Gaussian Edge
 Potentials", NeurIPS 2011.
@@ -12,25 +12,25 @@ from torch import Tensor
 
 from blpseg.errors import UserError
 
-# What DeepLab's successors use on PASCAL VOC. Distances are in pixels, colours 0 to 255.
+# Values that DeepLab's successors use on PASCAL VOC. Distances in pixels, colors from 0 to 255.
 _ITERATIONS = 10
 _SMOOTHNESS = {"sxy": 1, "compat": 3}
 _APPEARANCE = {"sxy": 67, "srgb": 3, "compat": 4}
-_LEAST = 1e-5  # a probability of 0 would be infinitely dear
+_MIN_PROBABILITY = 1e-5  # a probability of 0 has infinite energy
 
 
 def require_crf() -> None:
-    """Check that the library is there.
+    """Check that the library is installed.
 
     Raises:
-        UserError: If it is not; the message says how to get it.
+        UserError: It is not; the message says how to install it.
     """
     try:
         import pydensecrf.densecrf  # noqa: F401
     except ImportError as error:
         raise UserError(
             f"crf: expected the package pydensecrf2, which cannot be imported ({error}); "
-            "pip install 'blpseg[crf]' builds it on Python 3.10 to 3.12"
+            "install it with: pip install 'blpseg[crf]' (Python 3.10 to 3.12)"
         ) from error
 
 
@@ -38,7 +38,7 @@ def dense_crf(
     image: Tensor,  # [3, H, W] uint8
     probabilities: Tensor,  # [K, H, W]
 ) -> Tensor:  # [H, W]
-    """Label an image so that alike pixels, and near ones, rather have the same label.
+    """Label an image; near pixels and pixels of similar color tend to get the same label.
 
     Args:
         image: [3, H, W] uint8, RGB.
@@ -48,14 +48,14 @@ def dense_crf(
         [H, W] uint8, on the CPU.
 
     Raises:
-        UserError: If the library is not installed.
+        UserError: The library is not installed.
     """
     require_crf()
     from pydensecrf.densecrf import DenseCRF2D
 
     num_classes, height, width = probabilities.shape
     crf = DenseCRF2D(width, height, num_classes)
-    energy = -probabilities.clamp(min=_LEAST).log().float().cpu().numpy()
+    energy = -probabilities.clamp(min=_MIN_PROBABILITY).log().float().cpu().numpy()
     crf.setUnaryEnergy(np.ascontiguousarray(energy.reshape(num_classes, -1)))
     crf.addPairwiseGaussian(**_SMOOTHNESS)
     rgb = np.ascontiguousarray(image.permute(1, 2, 0).cpu().numpy())

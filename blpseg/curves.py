@@ -1,4 +1,4 @@
-"""Accuracy by distance as curves: what the paper argues with."""
+"""Draw accuracy by distance, the curves that the paper's argument rests on."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from blpseg.metrics import DistanceBin, Scores
 
 DISTANCES = {"by_scribble_distance": "nearest scribble", "by_border_distance": "region's border"}
 
-_WIDTH, _HEIGHT = 5, 3.4  # inches, of a chart
+_WIDTH, _HEIGHT = 5, 3.4  # of a chart, in inches
 
 
 def distance_chart(scores: Mapping[str, Sequence[Scores]], field: str) -> Figure:
-    """Draw accuracy by one distance, as `distance_curves` does.
+    """Draw accuracy by one distance; see `distance_curves`.
 
     Args:
         scores: Name of a network to its scores, one per seed.
@@ -34,12 +34,13 @@ def distance_curves(scores: Mapping[str, Sequence[Scores]], baseline: str | None
     """Draw accuracy by the distance to a scribble and to a border, a curve per name.
 
     Args:
-        scores: Name of a network to its scores, one per seed; the curve is their mean, the bar at a
-            point their standard deviation.
-        baseline: Name to subtract, seed by seed, in a second row of charts; None: no such row.
+        scores: Name of a network to its scores, one per seed. A curve shows their mean, its error
+            bars their standard deviation.
+        baseline: Name of the network that a second row of charts subtracts, per seed; None: no
+            second row.
 
     Returns:
-        A figure with two charts a row.
+        A figure with two charts per row.
     """
     rows = 1 if baseline is None else 2
     figure = Figure(figsize=(2 * _WIDTH, rows * _HEIGHT), layout="constrained")
@@ -62,7 +63,7 @@ def _bins(scores: Mapping[str, Sequence[Scores]], field: str) -> list[DistanceBi
 
 
 def _accuracies(scores: Mapping[str, Sequence[Scores]], field: str) -> dict[str, np.ndarray]:
-    """Percent, [seeds, bins] per name; NaN, where a curve breaks off, where there are no pixels."""
+    """Collect percent [seeds, bins] per name; NaN, a gap in the curve, for bins without pixels."""
     return {
         name: 100
         * np.array([[part.accuracy for part in getattr(run, field)] for run in runs], dtype=float)
@@ -71,9 +72,9 @@ def _accuracies(scores: Mapping[str, Sequence[Scores]], field: str) -> dict[str,
 
 
 def _draw(axes: Axes, values: Mapping[str, np.ndarray], bins: Sequence[DistanceBin]) -> None:
-    for place, (name, value) in enumerate(values.items()):
-        # Side by side within a bin, so that bars don't hide each other.
-        x = np.arange(len(bins)) + 0.06 * (place - (len(values) - 1) / 2)
+    for index, (name, value) in enumerate(values.items()):
+        # Shifted within a bin, so that error bars do not hide each other.
+        x = np.arange(len(bins)) + 0.06 * (index - (len(values) - 1) / 2)
         spread = value.std(0, ddof=1) if len(value) > 1 else None
         axes.errorbar(x, value.mean(0), spread, marker="o", markersize=4, capsize=2, label=name)
     axes.set_xticks(range(len(bins)), [part.span for part in bins])

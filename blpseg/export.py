@@ -1,7 +1,7 @@
-"""``blpseg export``: a trained model as one file for other programs, checked against the model.
+"""``blpseg export``: write a trained model as an ONNX or torch.export file, and check the file.
 
-The file takes photos as they are, RGB of 8 bits, and gives labels and logits of every pixel:
-scaling and normalisation are part of it.
+The exported model takes RGB images of 8 bits and returns labels and logits of every pixel. It
+contains the normalization.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from blpseg.errors import UserError
 from blpseg.model import BLPSeg
 
 INPUT, OUTPUTS = "image", ("labels", "logits")
-METADATA = "blpseg.json"  # in a .pt2; in an ONNX file each entry is a property of its own
-_CHECKED_BATCHES = (1, 3)  # sizes other than the traced one
+METADATA = "blpseg.json"  # in a .pt2; an ONNX file has a property per entry
+_CHECKED_BATCHES = (1, 3)  # different from the traced size, to check that the batch is dynamic
 _TRACED_BATCH = 2
 
 
 class Exported(NamedTuple):
-    """A file that was written, and how far it is from the model."""
+    """An exported file, and its differences from the model."""
 
     path: Path
 
@@ -41,17 +41,17 @@ class Exported(NamedTuple):
     """Largest difference of a logit."""
 
     largest: float
-    """Largest logit, to compare the error with."""
+    """Largest logit; the tolerance is relative to it."""
 
     differing: int
-    """Pixels labelled differently."""
+    """Pixels with another label."""
 
     pixels: int
     """Pixels compared."""
 
 
 class Deployed(nn.Module):
-    """What an exported file computes.
+    """The computation of an exported file: normalize, predict logits, take the largest.
 
     Args:
         model: The network, in evaluation mode.
@@ -70,7 +70,7 @@ class Deployed(nn.Module):
         self,
         image: Tensor,  # [N, 3, H, W] uint8
     ) -> tuple[Tensor, Tensor]:  # [N, H, W] uint8, [N, K, H, W] float32
-        """Label photos.
+        """Segment images.
 
         Args:
             image: [N, 3, H, W] uint8, RGB.
@@ -90,50 +90,50 @@ def export(
     tolerance: float = 1e-3,
     overwrite: bool = False,
 ) -> Exported:
-    """Write a checkpoint's model for other programs, after checking that the file agrees with it.
+    """Export a checkpoint's model, and compare the file's results with the model's.
 
-    The suffix decides: ``.onnx`` is an ONNX graph of standard operators; ``.pt2`` is a
-    `torch.export` program, which calls this package's operators, so that who loads it imports
-    `blpseg_ops` first. The batch is free, height and width are fixed. The class names are in the
-    file's metadata.
+    The suffix of `output` selects the format. ``.onnx``: an ONNX graph of standard operators.
+    ``.pt2``: a `torch.export` program that calls this package's operators; import `blpseg_ops`
+    before you load it. The batch size is dynamic, height and width are fixed. The file's metadata
+    has the class names.
 
     Args:
         checkpoint: File that `blpseg train` wrote.
         output: The file to write, .onnx or .pt2.
-        size: Height and width of the photos, pixels.
-        tolerance: Largest difference of a logit allowed, relative to the largest logit.
+        size: Height and width of the images, in pixels.
+        tolerance: Largest allowed difference of a logit, relative to the largest logit.
         overwrite: Replace the file if it exists.
 
     Returns:
-        How far the file's logits and labels are from the model's, on built-in scenes.
+        The differences between the file's results and the model's, on built-in scenes.
 
     Raises:
-        UserError: If an argument does not fit, a package is missing, or the file disagrees with the
-            model; then nothing is written.
+        UserError: An argument is wrong, a package is missing, or the results differ by more than
+            the tolerance. Then nothing is written.
     """
     if output.suffix not in _FORMATS:
-        raise UserError(f"{output}: expected a name that ends in {' or '.join(_FORMATS)}")
+        raise UserError(f"{output}: expected a file name that ends in {' or '.join(_FORMATS)}")
     if output.exists() and not overwrite:
-        raise UserError(f"{output}: exists already; --overwrite true replaces it")
+        raise UserError(f"{output}: exists already; --overwrite replaces it")
     if len(size) != 2 or min(size) < 1:
         raise UserError(f"size: expected height and width in pixels, got {list(size)}")
     write, run = _FORMATS[output.suffix]
     trained = load_model(checkpoint)
     deployed = Deployed(trained.model).eval()
     output.parent.mkdir(parents=True, exist_ok=True)
-    aside = output.with_name(f"{output.stem}.part{output.suffix}")
+    temporary = output.with_name(f"{output.stem}.part{output.suffix}")
     try:
-        write(deployed, _photos(_TRACED_BATCH, size), aside, _metadata(trained, size))
-        exported = _compare(deployed, run(aside), size)._replace(path=output)
+        write(deployed, _photos(_TRACED_BATCH, size), temporary, _metadata(trained, size))
+        exported = _compare(deployed, run(temporary), size)._replace(path=output)
         if not exported.error <= tolerance * exported.largest:
             raise UserError(
-                f"{output}: not written, as it disagrees with the model: logits differ by up to "
-                f"{exported.error:.3g}, the largest is {exported.largest:.3g}, the tolerance "
-                f"{tolerance:g} of it"
+                f"{output}: not written, as its logits differ from the model's by up to "
+                f"{exported.error:.3g}; expected at most {tolerance:g} (--tolerance) of the "
+                f"largest logit, {exported.largest:.3g}"
             )
-        aside.replace(output)
+        temporary.replace(output)
     finally:
-        aside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
     return exported
 
 
@@ -175,11 +175,11 @@ def _write_onnx(deployed: Deployed, photos: Tensor, path: Path, metadata: dict[s
         except ImportError as error:
             raise UserError(
                 f"export: expected the package {name}, which cannot be imported ({error}); "
-                "pip install 'blpseg[onnx]' brings it"
+                "pip install 'blpseg[onnx]' installs it"
             ) from error
     program = _program(deployed, photos).run_decompositions(blpseg_ops.decompositions())
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the exporter's own, about its own code
+        warnings.simplefilter("ignore")  # the exporter warns about its own code
         graph = torch.onnx.export(
             program,
             input_names=[INPUT],
@@ -210,7 +210,7 @@ _FORMATS = {".onnx": (_write_onnx, _run_onnx), ".pt2": (_write_torch, _run_torch
 def _compare(
     deployed: Deployed, run: Callable[[Tensor], Sequence[Tensor]], size: tuple[int, int]
 ) -> Exported:
-    """Run the file and the model on photos; the path is left for the caller to fill in."""
+    """Compare the results of the file and of the model; the caller sets the path."""
     error = largest = 0.0
     differing = pixels = 0
     for batch in _CHECKED_BATCHES:

@@ -1,7 +1,7 @@
-"""From one image to what the model says of each pixel: scales, mirrored views and windows.
+"""Predict the labels of one image: scales, mirrored views and windows.
 
-Logits stay at the model's stride of 4 until the end, and are then resized in strips of rows: no
-tensor of K channels at the image's size exists, however many views are averaged.
+Logits stay at the model's stride of 4 until the end. They are then resized a band of rows at a
+time, so that no tensor of K channels at the image's size exists.
 """
 
 from __future__ import annotations
@@ -19,27 +19,27 @@ import blpseg_ops
 from blpseg.crf import dense_crf
 from blpseg.data.transforms import normalize
 from blpseg.model import BLPSeg
-from blpseg.views import CELL, SINGLE_VIEW, Views
+from blpseg.views import LOGIT_STRIDE, SINGLE_VIEW, Views
 
-_STRIP = 2**22  # numbers in a strip of resized logits
+_BAND_SIZE = 2**22  # logits in a band of rows at the image's size
 
 
 class View(NamedTuple):
-    """Logits of a view of the image, at stride 4, mirrored back."""
+    """Logits of one view of the image, at stride 4; those of a mirrored view are mirrored back."""
 
     segmentation: Tensor  # [K, h, w] float32
     annotation: Tensor  # [K + 1, h, w] float32
-    size: tuple[int, int]  # of the scaled image, pixels
+    size: tuple[int, int]  # of the scaled image, in pixels
 
 
 class Prediction(NamedTuple):
-    """What the model says about one image."""
+    """The model's results for one image."""
 
     labels: Tensor
     """[H, W] uint8, the most probable class of each pixel."""
 
     annotation_probability: Tensor
-    """[H, W] float32, the probability that somebody annotates here, whatever the class."""
+    """[H, W] float32, the probability that people annotate the pixel, with any class."""
 
 
 @torch.inference_mode()
@@ -50,95 +50,97 @@ def predict_image(
     *,
     crf: bool = False,
 ) -> Prediction:
-    """Label one image, as an average over views.
+    """Label one image by the mean logits of its views.
 
-    The image is scaled as in training, bicubically. Where windows overlap, their logits count
-    alike; they are averaged at stride 4. The logits of each scale are resized to the image with
-    align_corners=True and then averaged, as published.
+    The image is scaled by bicubic interpolation, as in training. Logits of overlapping windows are
+    averaged at stride 4. The logits of each scale are resized to the image with align_corners=True
+    and then averaged, as published.
 
     Args:
-        model: The model, in evaluation mode; the work is done on its device.
+        model: The model, in evaluation mode; its device is used.
         image: [3, H, W] uint8, RGB.
         views: Scales, mirrored views and windows.
-        crf: Label by a dense CRF over the class probabilities, see `blpseg.crf`; it alone needs all
-            of them at once, K numbers a pixel.
+        crf: Label by a dense CRF on the class probabilities, see `blpseg.crf`. Only this needs the
+            memory of all probabilities at once, K numbers per pixel.
 
     Returns:
         The label map and the annotation probability, on the CPU.
 
     Raises:
-        UserError: The dense CRF is wanted but not installed.
+        UserError: `crf` is true, but the library is not installed.
     """
-    seen = see(model, image, views)
+    results = run_views(model, image, views)
     size = tuple(image.shape[-2:])
     if crf:
-        labels = dense_crf(image, blend(seen, "segmentation", size, _probabilities))
-    elif len(seen) == 1 and seen[0].size == size:
-        labels = blpseg_ops.upsample_argmax(seen[0].segmentation[None], size)[0].cpu()
+        labels = dense_crf(image, average_views(results, "segmentation", size, _probabilities))
+    elif len(results) == 1 and results[0].size == size:
+        labels = blpseg_ops.upsample_argmax(results[0].segmentation[None], size)[0].cpu()
     else:
-        labels = blend(seen, "segmentation", size, _most_probable)
-    return Prediction(labels, blend(seen, "annotation", size, _annotated))
+        labels = average_views(results, "segmentation", size, _most_probable)
+    return Prediction(labels, average_views(results, "annotation", size, _annotation_probability))
 
 
-def see(model: BLPSeg, image: Tensor, views: Views) -> list[View]:
-    """Show the image to the model in every view; arguments of `predict_image`."""
+def run_views(model: BLPSeg, image: Tensor, views: Views) -> list[View]:
+    """Compute the logits of every view; see `predict_image` for the arguments."""
     photo = tv_tensors.Image(image.to(next(model.parameters()).device))
-    seen = []
+    results = []
     for scale in views.scales:
         scaled = _scaled(photo, scale).as_subclass(Tensor)
         for mirrored in (False, True) if views.flip else (False,):
             segmentation, annotation = (
                 part.flip(-1) if mirrored else part
-                for part in _through_windows(model, scaled.flip(-1) if mirrored else scaled, views)
+                for part in _run_windows(model, scaled.flip(-1) if mirrored else scaled, views)
             )
-            seen.append(View(segmentation, annotation, tuple(scaled.shape[-2:])))
-    return seen
+            results.append(View(segmentation, annotation, tuple(scaled.shape[-2:])))
+    return results
 
 
-def blend(
-    seen: Sequence[View],
+def average_views(
+    results: Sequence[View],
     part: str,
     size: tuple[int, int],  # H, W
-    finish: Callable[[Tensor], Tensor],
+    reduce: Callable[[Tensor], Tensor],
 ) -> Tensor:
-    """Average a part of the views' logits at full size, strip by strip.
+    """Average the views' logits at the image's size, a band of rows at a time.
 
     Args:
-        seen: The views.
+        results: Logits of the views.
         part: "segmentation" or "annotation".
         size: H, W of the image.
-        finish: Makes of averaged logits [C, r, W] what is to be kept, [..., r, W].
+        reduce: Computes the result [..., r, W] of r rows from their mean logits [C, r, W].
 
     Returns:
-        What is kept, [..., H, W], on the CPU.
+        The results of all rows, [..., H, W], on the CPU.
     """
-    channels = getattr(seen[0], part).shape[0]
-    rows = max(1, _STRIP // (channels * size[1]))
-    strips = []
-    for strip in torch.arange(size[0]).split(rows):
-        total = sum(_resized(getattr(view, part), view.size, size, strip) for view in seen)
-        strips.append(finish(total / len(seen)).cpu())
-    return torch.cat(strips, -2)
+    channels = getattr(results[0], part).shape[0]
+    height = max(1, _BAND_SIZE // (channels * size[1]))
+    bands = []
+    for rows in torch.arange(size[0]).split(height):
+        total = sum(_resize_rows(getattr(view, part), view.size, size, rows) for view in results)
+        bands.append(reduce(total / len(results)).cpu())
+    return torch.cat(bands, -2)
 
 
-def _through_windows(model: BLPSeg, photo: Tensor, views: Views) -> tuple[Tensor, Tensor]:
-    """Logits of a photo [3, H, W] uint8 at stride 4, averaged over the windows that see a cell."""
+def _run_windows(model: BLPSeg, photo: Tensor, views: Views) -> tuple[Tensor, Tensor]:
+    """Compute logits of a photo [3, H, W] uint8 at stride 4, as a mean over its windows."""
     height, width = photo.shape[-2:]
     if (windows := list(_windows(height, width, views))) == [(slice(0, height), slice(0, width))]:
         segmentation, annotation = model.logits(_normalized(photo))
         return segmentation[0].float(), annotation[0].float()
-    grid = (-(-height // CELL), -(-width // CELL))
+    grid = (-(-height // LOGIT_STRIDE), -(-width // LOGIT_STRIDE))
     totals: list[Tensor] = []
-    seen = torch.zeros(grid, device=photo.device)
+    counts = torch.zeros(grid, device=photo.device)  # windows over each pixel of the logits
     for rows, columns in windows:
-        found = [part[0].float() for part in model.logits(_normalized(photo[:, rows, columns]))]
-        totals = totals or [part.new_zeros(len(part), *grid) for part in found]
-        top, left = rows.start // CELL, columns.start // CELL
-        for total, part in zip((*totals, seen[None]), (*found, torch.ones(1, 1, 1)), strict=True):
-            bottom, right = top + found[0].shape[1], left + found[0].shape[2]
+        logits = [part[0].float() for part in model.logits(_normalized(photo[:, rows, columns]))]
+        totals = totals or [part.new_zeros(len(part), *grid) for part in logits]
+        top, left = rows.start // LOGIT_STRIDE, columns.start // LOGIT_STRIDE
+        for total, part in zip(
+            (*totals, counts[None]), (*logits, torch.ones(1, 1, 1)), strict=True
+        ):
+            bottom, right = top + logits[0].shape[1], left + logits[0].shape[2]
             total[:, top:bottom, left:right] += part.to(total.device)
     for total in totals:
-        total /= seen
+        total /= counts
     return totals[0], totals[1]
 
 
@@ -163,39 +165,41 @@ def _scaled(photo: tv_tensors.Image, scale: float) -> tv_tensors.Image:
     return resize(photo, size, InterpolationMode.BICUBIC, antialias=True)
 
 
-def _resized(
+def _resize_rows(
     logits: Tensor,  # [C, h, w]
     scaled: tuple[int, int],
     size: tuple[int, int],
     rows: Tensor,  # [r] integers
 ) -> Tensor:  # [C, r, W]
-    """Some rows of logits resized as the model does, then to the image with corners aligned."""
-    found = _along(logits, 1, scaled[0], size[0], rows)
-    return _along(found, 2, scaled[1], size[1], torch.arange(size[1]))
+    """Compute rows of logits that are resized as the model does, then with align_corners=True."""
+    resized = _resize_axis(logits, 1, scaled[0], size[0], rows)
+    return _resize_axis(resized, 2, scaled[1], size[1], torch.arange(size[1]))
 
 
-def _along(values: Tensor, dim: int, scaled: int, side: int, places: Tensor) -> Tensor:
-    """Resize a dimension to `scaled` with half-pixel centres, then to `side`, corners aligned.
+def _resize_axis(values: Tensor, dim: int, scaled: int, side: int, positions: Tensor) -> Tensor:
+    """Resize a dimension to `scaled` with half-pixel centers, then to `side` with corners aligned.
 
-    `torch.nn.functional.interpolate` does the same in two calls, for all places at once.
+    Equal to two calls of `torch.nn.functional.interpolate`, but only at the given positions.
     """
-    place = places.double() * ((scaled - 1) / (side - 1) if side > 1 else 0.0)
-    low = place.floor()
-    corners = [_interpolated(values, dim, scaled, low)]
-    if scaled != side:
-        corners.append(_interpolated(values, dim, scaled, (low + 1).clamp(max=scaled - 1)))
-        return _lerp(*corners, place - low, dim)
-    return corners[0]
+    position = positions.double() * ((scaled - 1) / (side - 1) if side > 1 else 0.0)
+    low = position.floor()
+    start = _interpolate(values, dim, scaled, low)
+    if scaled == side:
+        return start
+    end = _interpolate(values, dim, scaled, (low + 1).clamp(max=scaled - 1))
+    return _lerp(start, end, position - low, dim)
 
 
-def _interpolated(values: Tensor, dim: int, scaled: int, places: Tensor) -> Tensor:
-    """Values at places of a dimension, were it resized to `scaled` with half-pixel centres."""
-    cells = values.shape[dim]
-    place = ((places + 0.5) * (cells / scaled) - 0.5).clamp(0, cells - 1)
-    low = place.floor()
-    ends = (low, (low + 1).clamp(max=cells - 1))
-    corners = (values.index_select(dim, end.long().to(values.device)) for end in ends)
-    return _lerp(*corners, place - low, dim)
+def _interpolate(values: Tensor, dim: int, scaled: int, positions: Tensor) -> Tensor:
+    """Compute values at positions of a dimension resized to `scaled` with half-pixel centers."""
+    length = values.shape[dim]
+    position = ((positions + 0.5) * (length / scaled) - 0.5).clamp(0, length - 1)
+    low = position.floor()
+    start, end = (
+        values.index_select(dim, index.long().to(values.device))
+        for index in (low, (low + 1).clamp(max=length - 1))
+    )
+    return _lerp(start, end, position - low, dim)
 
 
 def _lerp(start: Tensor, end: Tensor, weight: Tensor, dim: int) -> Tensor:
@@ -207,7 +211,7 @@ def _most_probable(logits: Tensor) -> Tensor:  # [K, r, W] -> [r, W]
     return logits.argmax(0).to(torch.uint8)
 
 
-def _annotated(logits: Tensor) -> Tensor:  # [K + 1, r, W] -> [r, W]
+def _annotation_probability(logits: Tensor) -> Tensor:  # [K + 1, r, W] -> [r, W]
     return 1 - logits.softmax(0)[-1]
 
 

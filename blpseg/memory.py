@@ -1,4 +1,4 @@
-"""The most memory that this process has used."""
+"""Measure the peak memory of this process."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 
 
 def peak_memory(device: torch.device) -> int:
-    """Bytes: on CUDA of the tensors allocated there, elsewhere of the process's resident memory."""
+    """Return bytes: peak of the tensors on a CUDA device, else of the process's resident memory."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -1,4 +1,4 @@
-"""How good label maps are: IoU per class, at borders too, and accuracy by distance."""
+"""Scores of label maps: IoU per class, boundary IoU per class, and accuracy by distance."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ class DistanceBin:
     """Smallest distance, in pixels."""
 
     end: float | None
-    """Distance at which the next bin starts, in pixels; None: there is none."""
+    """Start of the next bin, in pixels; None in the last bin."""
 
     accuracy: float | None
-    """Share of the pixels labelled right; None where there are no pixels."""
+    """Share of correctly labeled pixels; None without pixels."""
 
     pixels: int
     """Number of pixels."""
 
     @property
     def span(self) -> str:
-        """The distances in words: "3 to 6", or "48+" in the last bin."""
+        """The distances as text: "3 to 6", or "48+" in the last bin."""
         return f"{self.start:g}+" if self.end is None else f"{self.start:g} to {self.end:g}"
 
 
@@ -48,35 +48,35 @@ class Scores:
     """The scores of a set of label maps."""
 
     miou: float | None
-    """Mean of `iou` over the classes that occur; None where there is no pixel to score."""
+    """Mean of `iou` over the classes that occur; None if all pixels are void."""
 
     iou: dict[str, float | None]
-    """Intersection over union per class, over the whole set; None where it never occurs."""
+    """Intersection over union per class, over the whole set; None for a class that never occurs."""
 
     boundary_miou: float | None
-    """Mean of `boundary_iou` over the classes that have one; None where no class has."""
+    """Mean of `boundary_iou` over the classes that have one; None if no class has one."""
 
     boundary_iou: dict[str, float | None]
-    """Boundary IoU per class, over the whole set; empty where it was not measured."""
+    """Boundary IoU per class, over the whole set; empty if it was not measured."""
 
     by_scribble_distance: list[DistanceBin]
     """Accuracy by the distance to the nearest scribbled pixel, over images with scribbles; empty
-    where there are none, or distances were not measured."""
+    without such images, or if distances were not measured."""
 
     by_border_distance: list[DistanceBin]
-    """Accuracy by the distance to the nearest pixel of another label, void among them; empty where
-    distances were not measured."""
+    """Accuracy by the distance to the nearest pixel of another label or void; empty if distances
+    were not measured."""
 
     images: int
     """Number of images."""
 
     def as_plain_data(self) -> dict[str, Any]:
-        """Turn into nested dicts and lists, fit for JSON."""
+        """Convert to nested dicts and lists, e.g. for JSON."""
         return asdict(self)
 
     @classmethod
     def from_plain_data(cls, content: dict[str, Any]) -> Scores:
-        """Undo `as_plain_data`."""
+        """Make scores of the result of `as_plain_data`."""
         bins = {
             field: [DistanceBin(**part) for part in content[field]]
             for field in ("by_scribble_distance", "by_border_distance")
@@ -85,10 +85,10 @@ class Scores:
 
 
 class AccuracyByDistance(Metric):
-    """Share of pixels labelled right, in bins of a distance.
+    """Measure the share of correctly labeled pixels, in bins of a distance.
 
     Args:
-        starts: Where the bins start, in pixels, ascending from 0; the last bin is open.
+        starts: Starts of the bins in pixels, ascending from 0; the last bin has no end.
     """
 
     correct: Tensor
@@ -103,12 +103,12 @@ class AccuracyByDistance(Metric):
 
     def update(
         self,
-        right: np.ndarray,  # [P] bool
+        correct: np.ndarray,  # [P] bool
         distance: np.ndarray,  # [P], pixels
     ) -> None:
-        """Count pixels, given whether each is labelled right and its distance."""
-        which = np.digitize(distance, self.starts) - 1
-        counts = [np.bincount(part, minlength=len(self.starts)) for part in (which[right], which)]
+        """Count pixels, given whether each is labeled correctly and its distance."""
+        bins = np.digitize(distance, self.starts) - 1
+        counts = [np.bincount(part, minlength=len(self.starts)) for part in (bins[correct], bins)]
         self.correct += torch.from_numpy(counts[0]).to(self.correct)
         self.total += torch.from_numpy(counts[1]).to(self.total)
 
@@ -123,28 +123,27 @@ class AccuracyByDistance(Metric):
 
 
 class BoundaryIoU(Metric):
-    """IoU per class of the bands along the regions' inner borders, over a set of images.
+    """Measure the IoU per class of the bands along the regions' inner borders, over many images.
 
-    Void counts as outside of every region, in the prediction as in the truth, and so does what lies
-    beyond the picture.
+    Void pixels and pixels beyond the image belong to no region, in the prediction and in the mask.
 
     Args:
         num_classes: K.
-        ratio: Width of the band, as a share of the picture's diagonal.
+        ratio: Width of the band, as a share of the image's diagonal.
 
     Source: Cheng et al., "Boundary IoU: Improving Object-Centric Image Segmentation Evaluation",
-    CVPR 2021; they take 0.02, and 0.005 for Cityscapes.
+    CVPR 2021; they use 0.02, and 0.005 for Cityscapes.
     """
 
-    both: Tensor
-    either: Tensor
+    intersection: Tensor
+    union: Tensor
 
     def __init__(self, num_classes: int, ratio: float = BOUNDARY_RATIO) -> None:
         super().__init__()
         self.num_classes, self.ratio = num_classes, ratio
         zeros = torch.zeros(num_classes, dtype=torch.int64)
-        self.add_state("both", zeros, dist_reduce_fx="sum")
-        self.add_state("either", zeros.clone(), dist_reduce_fx="sum")
+        self.add_state("intersection", zeros, dist_reduce_fx="sum")
+        self.add_state("union", zeros.clone(), dist_reduce_fx="sum")
 
     def update(
         self,
@@ -155,13 +154,13 @@ class BoundaryIoU(Metric):
         width = band_width(mask.shape, self.ratio)
         prediction = np.where(mask == IGNORE, IGNORE, prediction)
         bands = [np.where(border_band(part, width), part, IGNORE) for part in (prediction, mask)]
-        both = self._count(bands[0][bands[0] == bands[1]])
-        self.both += both
-        self.either += self._count(bands[0]) + self._count(bands[1]) - both
+        intersection = self._count(bands[0][bands[0] == bands[1]])
+        self.intersection += intersection
+        self.union += self._count(bands[0]) + self._count(bands[1]) - intersection
 
     def compute(self) -> Tensor:
-        """Return the boundary IoU of each class, [K]; NaN where it has no border."""
-        return self.both / self.either
+        """Return the boundary IoU of each class, [K]; NaN for a class without a border."""
+        return self.intersection / self.union
 
     def _count(self, labels: np.ndarray) -> Tensor:
         counts = np.bincount(labels.ravel(), minlength=self.num_classes)[: self.num_classes]
@@ -169,13 +168,13 @@ class BoundaryIoU(Metric):
 
 
 class SegmentationScores:
-    """Collects label maps and their truth, image by image, into `Scores`.
+    """Collect predictions and masks, image by image, and compute their `Scores`.
 
     Args:
         classes: The K class names.
-        distances: Measure boundary IoU and accuracy by distance too, which costs a distance
+        distances: Measure boundary IoU and accuracy by distance too; this takes a distance
             transform per class.
-        boundary_ratio: Width of boundary IoU's band, as a share of the picture's diagonal.
+        boundary_ratio: Width of boundary IoU's band, as a share of the image's diagonal.
     """
 
     def __init__(
@@ -191,7 +190,7 @@ class SegmentationScores:
             average=None,
             ignore_index=IGNORE,
             zero_division=math.nan,
-            sync_on_compute=False,  # one process scores, in training on several
+            sync_on_compute=False,  # in training on several processes, only the main one scores
         )
         self._boundary = BoundaryIoU(len(self.classes), boundary_ratio)
         self._by_scribble = AccuracyByDistance(SCRIBBLE_DISTANCES)
@@ -210,10 +209,10 @@ class SegmentationScores:
         Args:
             prediction: [H, W] integer, the predicted class 0..K-1.
             mask: [H, W] integer, the true class 0..K-1, 255 = void.
-            target: [H, W] integer, the scribbled class 0..K-1, other values = unlabelled.
+            target: [H, W] integer, the scribbled class 0..K-1, other values = unlabeled.
         """
         self._images += 1
-        if (mask != IGNORE).any():  # torchmetrics cannot take an image without a pixel to score
+        if (mask != IGNORE).any():  # torchmetrics fails on an image without a pixel to score
             self._iou.update(prediction.to("cpu", torch.int64)[None], mask.to(torch.int64)[None])
         if self._distances:
             self._update_distances(prediction.cpu().numpy(), mask.numpy(), target.numpy())
@@ -222,11 +221,11 @@ class SegmentationScores:
         self, prediction: np.ndarray, mask: np.ndarray, target: np.ndarray
     ) -> None:
         known = mask != IGNORE
-        right = (prediction == mask)[known]
+        correct = (prediction == mask)[known]
         self._boundary.update(prediction, mask)
-        self._by_border.update(right, border_distance(mask)[known])
+        self._by_border.update(correct, border_distance(mask)[known])
         if (target < len(self.classes)).any():
-            self._by_scribble.update(right, scribble_distance(target, len(self.classes))[known])
+            self._by_scribble.update(correct, scribble_distance(target, len(self.classes))[known])
 
     def compute(self) -> Scores:
         """Return the scores of all images so far."""
@@ -254,26 +253,31 @@ def image_miou(
     prediction: Tensor,  # [H, W]
     mask: Tensor,  # [H, W]
 ) -> float | None:
-    """Mean IoU of one image, over the classes that it holds or that were predicted on it.
+    """Compute the mean IoU of one image, over the classes of its mask and its prediction.
 
     Args:
         prediction: [H, W] integer, the predicted class 0..K-1.
         mask: [H, W] integer, the true class 0..K-1, 255 = void.
 
     Returns:
-        0 to 1; None where all is void.
+        0 to 1; None if all pixels are void.
     """
     known = mask != IGNORE
     if not known.any():
         return None
     prediction, mask = prediction[known].long(), mask[known].long()
-    both = prediction[prediction == mask].bincount(minlength=IGNORE)
-    either = prediction.bincount(minlength=IGNORE) + mask.bincount(minlength=IGNORE) - both
-    return (both / either)[either > 0].mean().item()
+    intersection = prediction[prediction == mask].bincount(minlength=IGNORE)
+    union = prediction.bincount(minlength=IGNORE) + mask.bincount(minlength=IGNORE) - intersection
+    return (intersection / union)[union > 0].mean().item()
+
+
+def percent(share: float | None, decimals: int = 2) -> str:
+    """Format a share, 0 to 1, in percent; "-" for None."""
+    return "-" if share is None else f"{100 * share:.{decimals}f}"
 
 
 def band_width(shape: Sequence[int], ratio: float) -> int:
-    """Width of boundary IoU's band in a picture of [H, W], in whole pixels, at least 1."""
+    """Compute the width of boundary IoU's band in an image of [H, W], in whole pixels >= 1."""
     return max(1, round(ratio * math.hypot(*shape)))
 
 
@@ -281,14 +285,14 @@ def border_band(
     labels: np.ndarray,  # [H, W] integers >= 0
     width: int,
 ) -> np.ndarray:  # [H, W] bool
-    """Mark the pixels within `width` of a pixel of another label, or of the picture's edge.
+    """Mark the pixels within `width` of a pixel of another label, or of the image's edge.
 
-    Steps to all 8 neighbours count as 1, as in repeated erosion by 3 x 3, which Boundary IoU's
-    authors do class by class; here it takes one pass, whatever the number of classes.
+    The distance counts a step to any of the 8 neighbors as 1. Boundary IoU's authors get the same
+    band by `width` erosions with a 3 x 3 element per class; this takes one pass for all classes.
     """
     labels, side = labels.astype(np.int16), 2 * width + 1
-    least = minimum_filter(labels, side, mode="constant", cval=-1)
-    return least != maximum_filter(labels, side, mode="constant", cval=-1)
+    smallest = minimum_filter(labels, side, mode="constant", cval=-1)
+    return smallest != maximum_filter(labels, side, mode="constant", cval=-1)
 
 
 def _measured(metric: AccuracyByDistance) -> list[DistanceBin]:
@@ -301,7 +305,7 @@ def _mean(by_class: dict[str, float | None]) -> float | None:
 
 
 def scribble_distance(target: np.ndarray, num_classes: int) -> np.ndarray:
-    """Distance of each pixel to the nearest scribbled one, which there must be.
+    """Compute each pixel's distance to the nearest scribbled pixel; there must be one.
 
     Args:
         target: [H, W] integer, scribbled where below `num_classes`.
@@ -314,13 +318,13 @@ def scribble_distance(target: np.ndarray, num_classes: int) -> np.ndarray:
 
 
 def border_distance(mask: np.ndarray) -> np.ndarray:
-    """Distance of each pixel to the nearest one of another label; the picture's edge is no border.
+    """Compute each pixel's distance to the nearest pixel of another label; edges are no border.
 
     Args:
         mask: [H, W] integer.
 
     Returns:
-        [H, W] float64, pixels, at least 1; infinite where the image has one label only.
+        [H, W] float64, pixels, at least 1; infinite if the image has a single label.
     """
     labels = np.unique(mask)
     if len(labels) == 1:

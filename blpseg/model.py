@@ -1,13 +1,14 @@
 """The segmentation network: a timm backbone, pyramid pooling, a UPerNet decoder, two heads and LAM.
 
 Wang et al., "BLPSeg: Balance the Label Preference in Scribble-Supervised Semantic Segmentation",
-IEEE TIP 32, 2023. Layers carry the authors' names where theirs allow, so that their checkpoints map
-onto this model name by name.
+IEEE TIP 32, 2023. Most layers have the names of the authors' program, so that their checkpoints map
+to this model name by name (`blpseg.authors`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import TypedDict
 
 import timm
@@ -16,38 +17,40 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import blpseg_ops
+from blpseg.pretrained import hub_if_reachable
 
 STRIDES = (4, 8, 16, 32)
 
 
 class Losses(TypedDict):
-    """What :meth:`BLPSeg.losses` returns; the training loss is ``blp + annotation``."""
+    """Result of :meth:`BLPSeg.losses`; the training loss is ``blp + annotation``."""
 
     blp: Tensor  # []
     annotation: Tensor  # []
-    pseudo_labels: Tensor | None  # [N, H, W], only under self-training
+    pseudo_labels: Tensor | None  # [N, H, W]; None without self-training
 
 
 class BLPSeg(nn.Module):
     """The network of BLPSeg, on any timm backbone with features at strides 4, 8, 16 and 32.
 
     Args:
-        num_classes: K, the classes, background included; >= 2.
+        num_classes: K, number of classes with the background; >= 2.
         backbone: Name of a timm model.
-        pretrained: Whether timm loads its pretrained weights (downloaded at first use).
+        pretrained: Load timm's pretrained weights (downloaded at first use).
         width: Channels of the decoder and the heads (published: 256).
         embedding_dim: Channels of LAM's embedding (published: 256).
-        lam: Whether class logits pass through LAM; off for the plain baseline.
-        sigma: LAM's Gaussian, in pixels at stride 4.
-        eps: LAM's guard: 0 is the method, 1e-7 the published program.
-        gamma: Exponent of the BLP weight; 0 gives the partial cross entropy.
-        unlabeled_weight: Weight of unlabelled pixels in the annotation loss.
-        threshold: Least probability of a pseudo label.
-        ignore_index: Value of target pixels to leave out.
-        backend: Of LAM and the losses, as for :func:`blpseg_ops.lam`.
+        lam: Pass the class logits through LAM; False gives the plain baseline.
+        sigma: Standard deviation of LAM's Gaussian, in pixels at stride 4.
+        eps: Added to LAM's denominator: 0 is the method, 1e-7 the published program.
+        gamma: Exponent of the BLP weight; 0 gives partial cross entropy.
+        unlabeled_weight: Weight of unlabeled pixels in the annotation loss.
+        threshold: Smallest class probability of a pseudo label.
+        ignore_index: Target value of pixels that no loss counts.
+        backend: Backend of LAM and the losses, as for :func:`blpseg_ops.lam`.
 
     Raises:
-        ValueError: num_classes < 2, or the backbone lacks one of the strides.
+        ValueError: num_classes < 2, or the backbone has no features at one of the strides.
+        OSError: The pretrained weights cannot be loaded.
     """
 
     def __init__(
@@ -94,14 +97,14 @@ class BLPSeg(nn.Module):
         self,
         images: Tensor,  # [N, 3, H, W]
     ) -> tuple[Tensor, Tensor]:  # [N, K, h, w], [N, K + 1, h, w]
-        """Class logits (after LAM) and annotation logits at stride 4, h = ceil(H / 4)."""
+        """Compute class logits (after LAM) and annotation logits at stride 4, h = ceil(H / 4)."""
         grid = [-(-side // STRIDES[0]) for side in images.shape[2:]]
         *levels, top = self.backbone(images)
         decoded = _resize(self.decoder([*levels, self.ppm(top)]), grid)
         seg = self.seg_head(decoded)
         if self.lam is not None:
             seg = self.lam(images, seg)
-        # Detached: where people annotate is to be learned from the features, not to shape them.
+        # Detached: the annotation loss trains its head only, not the features.
         annotation = self.annotation_head(decoded.detach())
         return seg, annotation
 
@@ -109,10 +112,10 @@ class BLPSeg(nn.Module):
         self,
         images: Tensor,  # [N, 3, H, W]
     ) -> Tensor:  # [N, K, H, W]
-        """Class logits at full size.
+        """Compute class logits at the images' size.
 
         Args:
-            images: [N, 3, H, W], floating point, normalised by ImageNet's mean and deviation.
+            images: [N, 3, H, W], floating point, normalized by ImageNet's mean and deviation.
 
         Returns:
             [N, K, H, W]
@@ -123,7 +126,7 @@ class BLPSeg(nn.Module):
         self,
         images: Tensor,  # [N, 3, H, W]
     ) -> tuple[Tensor, Tensor]:  # [N, K, H, W], [N, K + 1, H, W]
-        """Class logits and annotation logits at full size; images as for :meth:`forward`."""
+        """Compute class and annotation logits at the images' size; images as in :meth:`forward`."""
         seg, annotation = self.logits(images)
         return _resize(seg, images.shape[2:]), _resize(annotation, images.shape[2:])
 
@@ -134,13 +137,13 @@ class BLPSeg(nn.Module):
         class_present: Tensor,  # [N, K] bool
         self_training: bool = False,
     ) -> Losses:
-        """The two losses of a training step.
+        """Compute the two losses of a training step.
 
         Args:
-            images: [N, 3, H, W], floating point, normalised by ImageNet's mean and deviation.
-            target: [N, H, W] integers: 0..K-1 the scribbled class, K unlabelled, ignore_index.
-            class_present: [N, K] bool, the classes that each image's scribbles name.
-            self_training: Whether the BLP loss takes pseudo labels as its target.
+            images: [N, 3, H, W], floating point, normalized by ImageNet's mean and deviation.
+            target: [N, H, W] integers: 0..K-1 the scribbled class, K unlabeled, ignore_index.
+            class_present: [N, K] bool, the classes in each image's scribbles.
+            self_training: Use pseudo labels as the BLP loss's target.
 
         Returns:
             ``blp`` and ``annotation``, scalars; ``pseudo_labels`` [N, H, W], None without
@@ -169,45 +172,53 @@ class BLPSeg(nn.Module):
 
 
 class Backbone(nn.Module):
-    """A timm feature extractor, narrowed to strides 4, 8, 16 and 32 and to [N, C, h, w].
+    """A timm model that returns its features at strides 4, 8, 16 and 32 as [N, C, h, w].
 
     Args:
         name: Name of a timm model.
-        pretrained: Whether timm loads its pretrained weights.
+        pretrained: Load timm's pretrained weights.
 
     Raises:
-        ValueError: The model offers no features at one of the strides.
+        ValueError: The model has no features at one of the strides.
+        OSError: The pretrained weights cannot be loaded.
     """
 
     def __init__(self, name: str, pretrained: bool) -> None:
         super().__init__()
-        body = timm.create_model(name, pretrained=pretrained, features_only=True)
-        offered = body.feature_info.reduction()
-        if missing := [stride for stride in STRIDES if stride not in offered]:
+        with hub_if_reachable() if pretrained else nullcontext():
+            body = timm.create_model(name, pretrained=pretrained, features_only=True)
+        strides = body.feature_info.reduction()
+        if missing := [stride for stride in STRIDES if stride not in strides]:
             raise ValueError(
                 f"BLPSeg: backbone must have features at strides {STRIDES}, "
-                f"{name!r} has {offered}: none at {missing}"
+                f"{name!r} has {strides}: none at {missing}"
             )
-        # The last level of a stride is the one that has seen most.
-        picks = [max(i for i, r in enumerate(offered) if r == stride) for stride in STRIDES]
+        # Of several levels at one stride, the last has passed through the most layers.
+        levels = [max(i for i, s in enumerate(strides) if s == stride) for stride in STRIDES]
         channels = body.feature_info.channels()
         self.body = body
-        self.picks = picks
-        self.channels = [channels[i] for i in picks]
+        self.levels = levels
+        self.channels = [channels[i] for i in levels]
         self.channels_last = str(getattr(body, "output_fmt", "NCHW")).endswith("NHWC")
 
     def forward(
         self,
         images: Tensor,  # [N, 3, H, W]
     ) -> list[Tensor]:  # four levels [N, C, h, w], finest first
-        """The four levels."""
-        levels = self.body(images)
-        picked = [levels[i] for i in self.picks]
+        """Return the features at the four strides."""
+        features = self.body(images)
+        picked = [features[i] for i in self.levels]
         return [level.permute(0, 3, 1, 2) for level in picked] if self.channels_last else picked
 
 
 class PyramidPooling(nn.Module):
-    """The top level beside its averages over 1, 4, 9 and 36 fields, mixed to ``width`` channels."""
+    """Concatenate the top level with its means over grids of 1, 2, 3 and 6 fields a side.
+
+    Args:
+        channels: Channels of the top level.
+        width: Channels of the result.
+        fields: Fields per side of each grid.
+    """
 
     def __init__(self, channels: int, width: int, fields: Sequence[int] = (1, 2, 3, 6)) -> None:
         super().__init__()
@@ -226,7 +237,7 @@ class PyramidPooling(nn.Module):
         self,
         top: Tensor,  # [N, C, h, w]
     ) -> Tensor:  # [N, width, h, w]
-        """Context for every pixel of the top level."""
+        """Add the context of the whole image to every pixel of the top level."""
         pooled = [
             F.interpolate(stage(top), top.shape[2:], mode="bilinear", align_corners=True)
             for stage in self.stages
@@ -236,7 +247,7 @@ class PyramidPooling(nn.Module):
 
 
 class UPerNetDecoder(nn.Module):
-    """Merges the levels top-down, then all of them at the finest level's size.
+    """Merge the levels top-down, then concatenate all of them at the finest level's size.
 
     Args:
         channels: Channels of the three finer levels, finest first.
@@ -253,7 +264,7 @@ class UPerNetDecoder(nn.Module):
         self,
         levels: Sequence[Tensor],  # [N, C, h, w] each, finest first, the pyramid's output last
     ) -> Tensor:  # [N, width, h, w] at the finest size
-        """The decoded features."""
+        """Return the decoded features."""
         *finer, top = levels
         merged = [top]
         for level, lateral in zip(reversed(finer), reversed(self.lateral_convs), strict=True):

@@ -1,4 +1,4 @@
-"""Label maps, scribbles and probabilities as pictures; all pictures are [H, W, 3] uint8, RGB."""
+"""Draw label maps, scribbles and probabilities; all pictures are [H, W, 3] uint8, RGB."""
 
 from __future__ import annotations
 
@@ -15,37 +15,37 @@ from blpseg.data.folder import Sample
 
 COLORS: np.ndarray = imgviz.label_colormap()  # [256, 3] uint8; 0 is black, 255 is ivory
 
-CELL = 220  # longer side of a picture in a table, in pixels
+THUMBNAIL = 220  # longer side of a picture in a table, in pixels
 
-_PAPER = (255, 255, 255)
-_INK = (32, 32, 32)
+_WHITE = (255, 255, 255)
+_DARK = (32, 32, 32)
 _TEXT_SIZE = 13
 _MARGIN = 6
-_STRIP = 256  # rows painted at a time: intermediate results are many times a picture's size
+_ROWS_AT_ONCE = 256  # painted at a time: intermediate results are many times the picture
 
 
 def save_picture(path: Path, picture: np.ndarray) -> None:
-    """Write a picture [H, W, 3] uint8 to a file of the suffix's format."""
+    """Write a picture [H, W, 3] uint8; the suffix selects the format."""
     Image.fromarray(picture).save(path)
 
 
 def save_label_map(path: Path, labels: np.ndarray) -> None:
-    """Write a label map [H, W] uint8 to a PNG of mode P, whose pixels hold the labels."""
+    """Write a label map [H, W] uint8 as a PNG of mode P; its pixel values are the labels."""
     imgviz.io.lblsave(path, labels)
 
 
 def color_labels(labels: np.ndarray) -> np.ndarray:
-    """Paint a label map [H, W] uint8 in the classes' colours."""
+    """Paint a label map [H, W] uint8 in the classes' colors."""
     return COLORS[labels]
 
 
 def overlay(image: np.ndarray, labels: np.ndarray, alpha: float = 0.55) -> np.ndarray:
-    """Lay a label map over its image; class 0, the background, leaves the image as it is.
+    """Paint a label map over its image; class 0, the background, is transparent.
 
     Args:
         image: [H, W, 3] uint8.
         labels: [H, W] uint8.
-        alpha: Opacity of the colours, 0 to 1.
+        alpha: Opacity of the colors, 0 to 1.
 
     Returns:
         [H, W, 3] uint8.
@@ -56,15 +56,15 @@ def overlay(image: np.ndarray, labels: np.ndarray, alpha: float = 0.55) -> np.nd
     def paint(image: np.ndarray, labels: np.ndarray) -> np.ndarray:
         return imgviz.label2rgb(labels, image=image, alpha=opacity.tolist())
 
-    return _in_strips(paint, image, labels)
+    return _paint_by_rows(paint, image, labels)
 
 
 def draw_scribbles(image: np.ndarray, target: np.ndarray, num_classes: int) -> np.ndarray:
-    """Draw scribbles over their image, dimmed, each thickened and set off by a white line.
+    """Draw thickened scribbles with a white outline over their dimmed image.
 
     Args:
         image: [H, W, 3] uint8.
-        target: [H, W] uint8, scribbled where below `num_classes`.
+        target: [H, W] uint8, scribbled if below `num_classes`.
         num_classes: K.
 
     Returns:
@@ -76,23 +76,23 @@ def draw_scribbles(image: np.ndarray, target: np.ndarray, num_classes: int) -> n
         return picture
     distance, (rows, columns) = distance_transform_edt(unlabeled, return_indices=True)
     thickness = max(target.shape) / 250
-    picture[distance <= 2 * thickness] = _PAPER
+    picture[distance <= 2 * thickness] = _WHITE
     line = distance <= thickness
     picture[line] = COLORS[target[rows, columns]][line]
     return picture
 
 
 def heat_map(probability: np.ndarray) -> np.ndarray:
-    """Paint probabilities [H, W], 0 (black) to 1 (pale yellow)."""
+    """Paint probabilities [H, W], from 0 (black) to 1 (pale yellow)."""
 
     def paint(probability: np.ndarray) -> np.ndarray:
         return matplotlib.colormaps["magma"](np.clip(probability, 0, 1), bytes=True)[..., :3]
 
-    return _in_strips(paint, probability)
+    return _paint_by_rows(paint, probability)
 
 
-def thumbnail(picture: np.ndarray, side: int = CELL) -> np.ndarray:
-    """Give the longer side a length: sharp-edged where it grows, averaged where it shrinks."""
+def thumbnail(picture: np.ndarray, side: int = THUMBNAIL) -> np.ndarray:
+    """Resize the longer side to `side`: nearest pixel to enlarge, mean of pixels to shrink."""
     height, width = picture.shape[:2]
     factor = side / max(height, width)
     size = (max(1, round(width * factor)), max(1, round(height * factor)))
@@ -101,14 +101,17 @@ def thumbnail(picture: np.ndarray, side: int = CELL) -> np.ndarray:
 
 
 def contact_sheet(
-    columns: Mapping[str, Sequence[np.ndarray]], *, cell: int = CELL, classes: Sequence[str] = ()
+    columns: Mapping[str, Sequence[np.ndarray]],
+    *,
+    cell: int = THUMBNAIL,
+    classes: Sequence[str] = (),
 ) -> np.ndarray:
-    """Set pictures in a table, a column per title, with a legend of the classes below.
+    """Arrange pictures in a table, one column per title, with a legend of the classes below.
 
     Args:
-        columns: Title to pictures, one per row; the pictures may differ in size.
+        columns: Title to pictures, one per row; their sizes may differ.
         cell: Longer side of each picture in the table, in pixels.
-        classes: Class names for the legend; none leaves it out.
+        classes: Class names for the legend; no names, no legend.
 
     Returns:
         [H, W, 3] uint8.
@@ -116,7 +119,7 @@ def contact_sheet(
     counts = {title: len(pictures) for title, pictures in columns.items()}
     if not columns or len(set(counts.values())) > 1 or 0 in counts.values():
         raise ValueError(
-            f"columns: expected the same number of pictures, at least 1, in each; got {counts}"
+            f"columns: expected an equal number of pictures, at least 1, in each; got {counts}"
         )
     rows = zip(*columns.values(), strict=True)
     scaled = [thumbnail(picture, cell) for row in rows for picture in row]
@@ -124,14 +127,14 @@ def contact_sheet(
     body = imgviz.tile(
         scaled,
         col=len(columns),
-        cval=_PAPER,
-        border=_PAPER,
+        cval=_WHITE,
+        border=_WHITE,
         border_width=_MARGIN,
     )
     titles = [
         (column * (width + _MARGIN) + width // 2, title) for column, title in enumerate(columns)
     ]
-    parts = [_title_strip(body.shape[1], titles), body]
+    parts = [_title_bar(body.shape[1], titles), body]
     if classes:
         parts.append(_legend(body.shape[1], classes))
     sheet = np.concatenate(parts)
@@ -144,12 +147,12 @@ def comparison_sheet(
     annotation: Sequence[np.ndarray],
     classes: Sequence[str],
     *,
-    cell: int = CELL,
+    cell: int = THUMBNAIL,
 ) -> np.ndarray:
-    """Show images, scribbles, annotation probability, predictions and, where known, the truth.
+    """Arrange images, scribbles, annotation probabilities, predictions and masks in a table.
 
     Args:
-        samples: The images with their labels, one per row.
+        samples: The images with their labels, one per row; masks are shown if all have one.
         predictions: Title to label maps [H, W] uint8, one per row.
         annotation: Annotation probabilities [H, W], one per row.
         classes: The K class names.
@@ -173,25 +176,25 @@ def comparison_sheet(
     return contact_sheet(columns, cell=cell, classes=classes)
 
 
-def _in_strips(paint: Callable[..., np.ndarray], *maps: np.ndarray) -> np.ndarray:
-    """Paint maps [H, W, ...] pixel by pixel, a few rows at a time, into [H, W, 3] uint8."""
+def _paint_by_rows(paint: Callable[..., np.ndarray], *maps: np.ndarray) -> np.ndarray:
+    """Paint maps [H, W, ...] a few rows at a time; return [H, W, 3] uint8."""
     picture = np.empty((*maps[0].shape[:2], 3), np.uint8)
-    for top in range(0, len(picture), _STRIP):
-        rows = slice(top, top + _STRIP)
+    for top in range(0, len(picture), _ROWS_AT_ONCE):
+        rows = slice(top, top + _ROWS_AT_ONCE)
         picture[rows] = paint(*(part[rows] for part in maps))
     return picture
 
 
-def _title_strip(width: int, titles: list[tuple[int, str]]) -> np.ndarray:
-    strip = Image.new("RGB", (width, _TEXT_SIZE + 2 * _MARGIN), _PAPER)
-    draw = ImageDraw.Draw(strip)
+def _title_bar(width: int, titles: list[tuple[int, str]]) -> np.ndarray:
+    bar = Image.new("RGB", (width, _TEXT_SIZE + 2 * _MARGIN), _WHITE)
+    draw = ImageDraw.Draw(bar)
     for center, title in titles:
-        draw.text((center, _MARGIN), title, _INK, _font(), anchor="ma")
-    return np.asarray(strip)
+        draw.text((center, _MARGIN), title, _DARK, _font(), anchor="ma")
+    return np.asarray(bar)
 
 
 def _legend(width: int, classes: Sequence[str]) -> np.ndarray:
-    """Draw a colour patch and a name per class, broken into lines."""
+    """Draw a color swatch and the name of each class, wrapped into lines."""
     font, line = _font(), _TEXT_SIZE + 2 * _MARGIN
     places, x, y = [], 0, _MARGIN
     for name in classes:
@@ -200,13 +203,13 @@ def _legend(width: int, classes: Sequence[str]) -> np.ndarray:
             x, y = 0, y + line
         places.append((x, y))
         x += needed
-    strip = Image.new("RGB", (width, y + line), _PAPER)
-    draw = ImageDraw.Draw(strip)
+    legend = Image.new("RGB", (width, y + line), _WHITE)
+    draw = ImageDraw.Draw(legend)
     for label, (name, (x, y)) in enumerate(zip(classes, places, strict=True)):
-        patch = (x, y, x + _TEXT_SIZE, y + _TEXT_SIZE)
-        draw.rectangle(patch, fill=tuple(COLORS[label].tolist()), outline=_INK)
-        draw.text((x + _TEXT_SIZE + _MARGIN, y), name, _INK, font)
-    return np.asarray(strip)
+        swatch = (x, y, x + _TEXT_SIZE, y + _TEXT_SIZE)
+        draw.rectangle(swatch, fill=tuple(COLORS[label].tolist()), outline=_DARK)
+        draw.text((x + _TEXT_SIZE + _MARGIN, y), name, _DARK, font)
+    return np.asarray(legend)
 
 
 def _font() -> ImageFont.ImageFont | ImageFont.FreeTypeFont:

@@ -1,4 +1,4 @@
-"""What a trained model says about photos: label maps, overlays and annotation probabilities."""
+"""Predict image files: write label maps, overlays and annotation probabilities."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _KINDS = ("masks", "overlays", "annotation")
 _SHEET = "sheet.png"
 _SHEET_TITLES = ("image", "prediction", "annotation probability")
 _SHEET_ROWS = 8
-_NAMED = 4  # classes that the progress names of a photo
+_LISTED = 4  # per image, in the terminal
 
 
 class Failure(NamedTuple):
@@ -56,28 +56,28 @@ def predict(
     device: str = "auto",
     quiet: bool = False,
 ) -> list[Failure]:
-    """Label photos and write the results beside each other in one folder.
+    """Segment images and write the results to a folder.
 
-    Writes `masks/NAME.png` (label map, mode P), `overlays/NAME.png` and `annotation/NAME.png` (the
-    annotation probability as a heat map) for each photo NAME, and `sheet.png`, the first few beside
-    each other. Results have the size of the photo as a viewer shows it, turned as its EXIF
-    orientation says.
+    For each image NAME, write `masks/NAME.png` (label map, mode P), `overlays/NAME.png` and
+    `annotation/NAME.png` (the annotation probability as a heat map). `sheet.png` shows the results
+    of the first images in a table. Results have the size and orientation in which a viewer shows
+    the image, by its EXIF data.
 
     Args:
         checkpoint: File that `blpseg train` wrote.
-        inputs: Image files, folders of them and glob patterns (`**` for any depth).
+        inputs: Image files, folders of images, and glob patterns (`**` for any depth).
         output: Folder for the results.
         views: Scales, mirrored views and windows.
         crf: Refine the labels by a dense CRF.
-        overwrite: Replace results that are there already.
-        device: A torch device, or "auto" for the accelerator where there is one.
+        overwrite: Replace earlier results.
+        device: A torch device, or "auto" for the accelerator if there is one.
         quiet: Show no progress.
 
     Returns:
-        The photos that could not be read or predicted; the others are done.
+        The images that could not be read or predicted; all others are done.
 
     Raises:
-        UserError: If an input is missing, two would get the same name, or a result exists already.
+        UserError: An input is missing, two results would have the same name, or a result exists.
     """
     photos = find_photos(inputs)
     _check_results(photos, output, overwrite)
@@ -92,14 +92,16 @@ def predict(
     for path in track(photos, "Predicting", console=console):
         try:
             photo = np.array(read_photo(path))
-            found = predict_image(model, torch.from_numpy(photo).permute(2, 0, 1), views, crf=crf)
-            shown = _write(output, path.stem, photo, found)
+            prediction = predict_image(
+                model, torch.from_numpy(photo).permute(2, 0, 1), views, crf=crf
+            )
+            shown = _write(output, path.stem, photo, prediction)
         except (UserError, OSError, RuntimeError) as error:
             reason = str(error) if isinstance(error, UserError) else f"{path}: {error}"
             failures.append(Failure(path, reason))
             console.print(Text(reason, style="red"))
         else:
-            console.print(Text(f"{path}: {_summary(found.labels, trained.classes)}"))
+            console.print(Text(f"{path}: {_summary(prediction.labels, trained.classes)}"))
             if len(pictures) < _SHEET_ROWS:
                 pictures.append([thumbnail(picture) for picture in shown])
     if pictures:
@@ -109,11 +111,11 @@ def predict(
 
 
 def find_photos(inputs: Sequence[str]) -> list[Path]:
-    """List the files that paths, folders and glob patterns name, each once, in order.
+    """List the image files of paths, folders and glob patterns, each once, in order.
 
     Raises:
-        UserError: If an input names nothing, or two files have the same name but for the folder or
-            the suffix, as their results would.
+        UserError: An input matches no image, or two files have the same name without folder and
+            suffix, so that one result would replace the other.
     """
     found: dict[Path, Path] = {}
     for text in inputs:
@@ -123,7 +125,7 @@ def find_photos(inputs: Sequence[str]) -> list[Path]:
     for path in found.values():
         by_name[path.stem].append(str(path))
     raise_problems(
-        "the inputs; predict these in runs of their own, into folders of their own",
+        "the inputs; predict files of the same name in separate runs, with separate --output",
         [f"{', '.join(same)}: the same name" for same in by_name.values() if len(same) > 1],
     )
     return list(found.values())
@@ -141,7 +143,7 @@ def _matches(text: str) -> list[Path]:
         )
     if not paths:
         raise UserError(
-            f"{text}: expected an image, a folder of images or a pattern, found no image"
+            f"{text}: expected an image, a folder of images or a pattern of them, found no image"
         )
     return paths
 
@@ -156,24 +158,24 @@ def _check_results(photos: Sequence[Path], output: Path, overwrite: bool) -> Non
     results = [_result(output, kind, path.stem) for path in photos for kind in _KINDS]
     results.append(output / _SHEET)
     raise_problems(
-        f"{output}; --overwrite true replaces the files",
+        f"{output}; --overwrite replaces the files",
         [f"{path.relative_to(output)}: exists already" for path in results if path.exists()],
     )
 
 
 def _summary(labels: Tensor, classes: Sequence[str]) -> str:
-    """Size and the largest classes, in words."""
+    """Format the size of an image and its largest classes."""
     height, width = labels.shape
     shares = labels.flatten().bincount(minlength=len(classes)).double() / labels.numel()
     largest = [label for label in shares.argsort(descending=True).tolist() if shares[label] > 0]
-    parts = [f"{classes[label]} {100 * shares[label]:.1f} %" for label in largest[:_NAMED]]
-    return f"{width} x {height}, {', '.join(parts)}{', ...' if len(largest) > _NAMED else ''}"
+    parts = [f"{classes[label]} {100 * shares[label]:.1f} %" for label in largest[:_LISTED]]
+    return f"{width} x {height}, {', '.join(parts)}{', ...' if len(largest) > _LISTED else ''}"
 
 
-def _write(output: Path, name: str, photo: np.ndarray, found: Prediction) -> list[np.ndarray]:
-    """Write a photo's results; returns the photo and the pictures made of it."""
-    labels = found.labels.numpy()
-    pictures = [overlay(photo, labels), heat_map(found.annotation_probability.numpy())]
+def _write(output: Path, name: str, photo: np.ndarray, prediction: Prediction) -> list[np.ndarray]:
+    """Write the results of an image; return the image, the overlay and the heat map."""
+    labels = prediction.labels.numpy()
+    pictures = [overlay(photo, labels), heat_map(prediction.annotation_probability.numpy())]
     save_label_map(_result(output, "masks", name), labels)
     for kind, picture in zip(_KINDS[1:], pictures, strict=True):
         save_picture(_result(output, kind, name), picture)

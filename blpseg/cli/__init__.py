@@ -1,6 +1,8 @@
 """The command line: `blpseg COMMAND ...`.
 
-A command is a module: its docstring is the summary, `run` runs it, and imports what it needs then.
+The command NAME is the module `blpseg.cli.NAME`. Its docstring is the summary; its `run` parses the
+arguments and calls the function NAME of the package (e.g. `blpseg.training.train`). Modules import
+torch and timm, which take seconds, only when a command runs.
 """
 
 from __future__ import annotations
@@ -21,11 +23,10 @@ from blpseg.cli import (
     train,
 )
 from blpseg.cli.dispatch import dispatch
-from blpseg.errors import UserError
-from blpseg.interruption import TrainingStopped
+from blpseg.errors import TrainingStopped, UserError
 
 OK, USER_ERROR, INTERRUPTED = 0, 2, 130
-STOPPED = 128 + 15  # as shells report SIGTERM
+STOPPED = 128 + 15  # what shells report for SIGTERM
 
 COMMANDS = {
     "demo": demo,
@@ -47,13 +48,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: The arguments; None takes the process's.
 
     Returns:
-        The exit code: 0, or 1 where some of the inputs failed, or 2 where the user has to mend
-        something, which one message on stderr names.
+        The exit code: 0; 1 if some of the inputs failed; 2 if the user has to correct something,
+        which a message on stderr names; 130 after Ctrl-C; 143 after SIGTERM.
     """
     try:
         return dispatch(
             "blpseg",
-            "Semantic segmentation learnt from scribbles.",
+            "Train semantic segmentation on scribbles.",
             COMMANDS,
             sys.argv[1:] if argv is None else argv,
         )
@@ -66,5 +67,5 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("blpseg: interrupted", file=sys.stderr)
         return INTERRUPTED
-    except SystemExit as done:  # a parser's --help
+    except SystemExit as done:  # --help was printed
         return int(done.code or OK)

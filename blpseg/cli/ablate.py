@@ -1,38 +1,34 @@
-"""Measure what each part of the method is worth, over seeds."""
+"""Measure the gain of each part of the method, over seeds."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import fields
 
-from blpseg.cli.arguments import config_file, make_parser, print_table
-
-_CHOSEN = {"seed", "overwrite", "resume"}  # by the ablation, run by run
+from blpseg.cli.arguments import RUN_DESCRIPTION, make_parser, parse_run, print_table
 
 
 def run(argv: Sequence[str]) -> int:
     """Run the command; return its exit code."""
-    parser = make_parser("ablate", "[CONFIG.yaml] [--seeds=[0,1,2]] [--any.key=value ...]", __doc__)
-    from blpseg.config import TrainConfig
-
-    parser.add_argument("--config", action="config", help="The same as CONFIG.yaml.")
-    parser.add_argument(
-        "--seeds", type=list[int], default=[0, 1, 2], help="A training of each variant for each."
+    parser = make_parser(
+        "ablate",
+        "[CONFIG] [FOLDER] [--seeds=[0,1,2]] [--section.key=value ...]",
+        f"{__doc__}\n\n{RUN_DESCRIPTION}",
     )
-    parser.add_class_arguments(TrainConfig, skip=_CHOSEN)
-    if argv and not argv[0].startswith("-"):
-        argv = ["--config", str(config_file(argv[0])), *argv[1:]]
-    options = parser.instantiate(parser.parse_args(argv))
-    names = [part.name for part in fields(TrainConfig) if part.name not in _CHOSEN]
-    config = TrainConfig(**{name: options[name] for name in names})
+    from blpseg.config import PER_RUN, TrainConfig
+
+    parser.add_argument(
+        "--seeds", type=list[int], default=[0, 1, 2], help="Train each variant once per seed."
+    )
+    parser.add_class_arguments(TrainConfig, skip=PER_RUN)
+    config, options = parse_run(parser, argv, output_suffix="-ablation")
 
     from blpseg.ablation import ablate, ablation_table
-    from blpseg.interruption import TrainingStopped
+    from blpseg.errors import TrainingStopped
 
     try:
         ablation = ablate(config, options.seeds)
     except TrainingStopped as stopped:
-        raise TrainingStopped("stopped; the same command goes on from here") from stopped
+        raise TrainingStopped("stopped; the same command continues the ablation") from stopped
     print_table(ablation_table(ablation))
     print(f"Written to {config.output}: ablation.json, ablation.png and the runs.")
     return 0

@@ -1,75 +1,223 @@
-"""What commands' options have in common."""
+"""Arguments that several commands have in common."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import fields
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_type_hints
+from typing import TYPE_CHECKING, Any, NamedTuple, get_type_hints
 
 from blpseg.errors import UserError
 
 if TYPE_CHECKING:
-    from jsonargparse import ArgumentParser, Namespace
+    from jsonargparse import Namespace
 
+    from blpseg.cli.parser import CommandParser
+    from blpseg.config import TrainConfig
     from blpseg.views import Views
 
-_EVALUATION_DATA = (
-    "root",
-    "layout",
-    "scribbles",
-    "scribble_width",
-    "unlabeled_value",
-    "first_class_value",
-    "mask_void_value",
-    "mask_first_class_value",
-)
+OWN_DATA_CONFIG = "small"  # the configuration of a run that names none
 
 
-def make_parser(command: str, usage: str, summary: str | None) -> ArgumentParser:
-    """A parser that raises on wrong options, for `main` to show them."""
-    from jsonargparse import ArgumentParser, set_parsing_settings
+def make_parser(command: str, usage: str, description: str | None) -> CommandParser:
+    """Make the parser of a command; see `CommandParser`."""
+    from blpseg.cli.parser import CommandParser
 
-    set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    return ArgumentParser(
-        prog=f"blpseg {command}",
-        usage=f"blpseg {command} {usage}",
-        description=summary,
-        exit_on_error=False,
+    return CommandParser(command, usage, description or "")
+
+
+def add_overwrite(parser: CommandParser, what: str) -> None:
+    """Add the flag that lets a command replace its earlier output."""
+    parser.add_argument("--overwrite", type=bool, default=False, help=f"Replace {what}.")
+
+
+class RunArguments(NamedTuple):
+    """The arguments CONFIG and FOLDER of a command that trains."""
+
+    config: Path
+    """YAML file."""
+
+    folder: Path | None
+    """Folder of the data set; None if it was not given."""
+
+
+RUN_DESCRIPTION = """\
+CONFIG is a YAML file, or the name of a configuration that comes with blpseg: small (your own \
+images, on a laptop), scenes and demo (the built-in scenes), voc and context (as published).
+
+FOLDER is the folder of the data set, the same as --data.root=FOLDER. Without CONFIG, the \
+configuration is small. Without an output, the run folder is runs/FOLDERNAME.
+
+Options replace the values of CONFIG."""
+
+
+def parse_run(
+    parser: CommandParser, argv: Sequence[str], output_suffix: str = ""
+) -> tuple[TrainConfig, Namespace]:
+    """Parse `[CONFIG] [FOLDER] [--section.key=value ...]`.
+
+    Args:
+        parser: It has the options of `TrainConfig`, but those that the command sets itself.
+        argv: The arguments.
+        output_suffix: Ends the name of the default run folder.
+
+    Returns:
+        The configuration, and all options.
+
+    Raises:
+        UserError: An argument is wrong; the message says which, and what was expected.
+    """
+    from blpseg.config import TrainConfig
+
+    normal = parser.normalize(argv)
+    options = [token for token in normal if token.startswith("-")]
+    run = find_run([token for token in normal if not token.startswith("-")], command=parser.prog)
+    settings = read_settings(parser, run.config)
+    if run.folder is not None:
+        settings["data.root"] = str(run.folder)
+    given = dict(option.removeprefix("--").split("=", 1) for option in options if "=" in option)
+    root = given.get("data.root", settings.get("data.root"))
+    if root is not None:
+        name = Path(root).resolve().name
+        settings.setdefault("output", str(Path("runs") / f"{name}{output_suffix}"))
+    elif not {"-h", "--help"} & {*options}:
+        raise UserError(
+            f"expected the folder of a data set: {parser.prog} FOLDER; {parser.prog} --help "
+            "explains the arguments"
+        )
+    found = parser.parse(options, settings)
+    names = [part.name for part in fields(TrainConfig) if part.name in found]
+    return TrainConfig(**{name: found[name] for name in names}), found
+
+
+def find_run(arguments: Sequence[str], command: str) -> RunArguments:
+    """Tell CONFIG and FOLDER apart.
+
+    A name of a configuration that comes with blpseg is the configuration, even where a folder has
+    this name: `scenes/` is the folder.
+
+    Raises:
+        UserError: An argument is neither, or there are too many.
+    """
+    if not arguments:
+        return RunArguments(config_file(OWN_DATA_CONFIG), None)
+    if len(arguments) > 2:
+        raise UserError(
+            f"expected at most CONFIG and FOLDER, got {' '.join(arguments)}; options start with --"
+        )
+    first, *rest = arguments
+    if not rest and first not in shipped_configs() and Path(first).is_dir():
+        return RunArguments(config_file(OWN_DATA_CONFIG), Path(first))
+    config = config_file(first)
+    if not rest:
+        return RunArguments(config, None)
+    if not Path(rest[0]).is_dir():
+        raise UserError(
+            f"{rest[0]}: expected the folder of a data set, found none; usage: {command} CONFIG "
+            "FOLDER"
+        )
+    return RunArguments(config, Path(rest[0]))
+
+
+def config_file(name: str) -> Path:
+    """Find a configuration: a YAML file, or the name of one that comes with blpseg.
+
+    Raises:
+        UserError: There is none; the message lists the names.
+    """
+    from blpseg.cli.parser import suggestion
+
+    path, shipped = Path(name), shipped_configs()
+    if name in shipped:
+        return shipped[name]
+    if path.is_file():
+        return path
+    raise UserError(
+        f"{name}: expected the folder of a data set, a YAML file, or the name of a configuration "
+        f"({', '.join(shipped)}), found none of them{suggestion(name, shipped)}"
     )
 
 
-def add_model_use_arguments(parser: ArgumentParser) -> None:
-    """Add the options of whoever runs a trained model."""
+def shipped_configs() -> dict[str, Path]:
+    """Map the names of the configurations that come with blpseg to their files."""
+    folder = files("blpseg").joinpath("configs")
+    return {
+        file.name.removesuffix(".yaml"): Path(str(file))
+        for file in sorted(folder.iterdir(), key=lambda file: file.name)
+    }
+
+
+def read_settings(parser: CommandParser, path: Path) -> dict[str, Any]:
+    """Read a YAML file of settings, and check their names.
+
+    Returns:
+        Dotted names of options to their values.
+
+    Raises:
+        UserError: The file is no YAML mapping, or has a setting that is no option.
+    """
+    import yaml
+
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: expected a YAML file, but it cannot be read: {error}") from error
+    if not isinstance(content, dict):
+        raise UserError(
+            f"{path}: expected settings as in docs/training.md, e.g. data: {{root: ...}}"
+        )
+    settings = {}
+    for section, value in content.items():
+        if isinstance(value, dict):
+            settings |= {f"{section}.{key}": inner for key, inner in value.items()}
+        elif value is not None or f"--{section}" in parser.options():
+            settings[str(section)] = value
+    for name in settings:
+        try:
+            parser.find_option(f"--{name}")
+        except UserError as error:
+            reason = str(error).replace("--", "").replace("option", "setting")
+            raise UserError(f"{path}: {reason}") from error
+    return settings
+
+
+def add_model_use_arguments(parser: CommandParser) -> None:
+    """Add the options of commands that run a trained model."""
     from blpseg.views import Views
 
     parser.add_class_arguments(Views)
     parser.add_argument(
-        "--crf", type=bool, default=False, help="Refine labels by a dense CRF (extra: crf)."
+        "--crf",
+        type=bool,
+        default=False,
+        help="Refine the labels by a dense CRF; needs pip install 'blpseg[crf]'.",
     )
     parser.add_argument("--device", default="auto", help="A torch device; auto: a GPU, if any.")
 
 
 def views_of(options: Namespace) -> Views:
-    """The views that those options describe."""
+    """Make the views that those options describe."""
     from blpseg.views import Views
 
     return Views(**{field.name: options[field.name] for field in fields(Views)})
 
 
-def add_data_arguments(parser: ArgumentParser) -> None:
-    """Add an option per field that says where labels are and what they mean."""
-    from blpseg.config import DataConfig
+def add_data_arguments(parser: CommandParser) -> None:
+    """Add the data options that may differ from those of the training."""
+    from blpseg.config import DataConfig, evaluation_fields
 
+    training = make_parser("train", "", "")  # knows the options' help texts
+    training.add_class_arguments(DataConfig, "data")
     types = get_type_hints(DataConfig)
-    for name in _EVALUATION_DATA:
-        parser.add_argument(
-            f"--data.{name}", type=types[name] | None, help="Default: as in training."
-        )
+    for part in evaluation_fields():
+        name = f"--data.{part.name}"
+        text = f"{training.find_option(name).help} Default: as in training."
+        parser.add_argument(name, type=types[part.name] | None, help=text)
 
 
 def data_changes(options: Namespace) -> dict[str, Any]:
-    """What those options change of the checkpoint's configuration."""
+    """List the data options that were given."""
     return {name: value for name, value in vars(options.data).items() if value is not None}
 
 
@@ -78,20 +226,3 @@ def print_table(table: Any) -> None:
     from rich.console import Console
 
     Console().print(table)
-
-
-def config_file(name: str) -> Path:
-    """Find a configuration: a path, or the name of one that comes with the package."""
-    path = Path(name)
-    if path.is_file():
-        return path
-    shipped = {
-        file.name.removesuffix(".yaml"): file
-        for file in files("blpseg").joinpath("configs").iterdir()
-    }
-    if name in shipped:
-        return Path(str(shipped[name]))
-    raise UserError(
-        f"{name}: expected a YAML file or the name of a configuration that comes with blpseg "
-        f"({', '.join(shipped)})"
-    )

@@ -1,4 +1,4 @@
-"""Train on built-in scenes with and without BLPSeg, and compare."""
+"""Train on built-in scenes with and without BLPSeg, and compare the scores."""
 
 from __future__ import annotations
 
@@ -11,11 +11,16 @@ from blpseg.cli.arguments import make_parser
 def run(argv: Sequence[str]) -> int:
     """Run the command; return its exit code."""
     parser = make_parser("demo", "[--quick] [--output DIR]", __doc__)
-    parser.add_argument("--quick", action="store_true", help="A short run, to see that it works.")
     parser.add_argument(
-        "--output", type=Path, default=Path("blpseg-demo"), help="Folder for scores and pictures."
+        "--quick", type=bool, default=False, help="Train a few iterations, as a check only."
     )
-    options = parser.parse_args(argv)
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path("blpseg-demo"),
+        help="Folder for the scores and pictures.",
+    )
+    options = parser.parse(argv)
 
     from blpseg.demo import demo
 

@@ -1,4 +1,4 @@
-"""From a command's name to its module."""
+"""Find the module of a command by its name."""
 
 from __future__ import annotations
 
@@ -14,24 +14,29 @@ def dispatch(
     """Run the command that the first argument names.
 
     Args:
-        program: What the commands belong to, as it is typed.
-        summary: What it is for.
-        commands: Name to module: its docstring is the command's summary, its `run` takes the other
-            arguments and returns the exit code.
-        argv: The arguments; none, -h and --help list the commands.
+        program: The program, as it is typed.
+        summary: What it does.
+        commands: Name to module. The module's docstring is the command's summary; its `run` takes
+            the other arguments and returns the exit code.
+        argv: The arguments. No argument, -h or --help lists the commands.
 
     Returns:
         The exit code.
 
     Raises:
-        UserError: If there is no such command.
+        UserError: There is no such command.
     """
     name, *rest = argv or ["--help"]
     if name in ("-h", "--help"):
         print(_overview(program, summary, commands))
         return 0
     if name not in commands:
-        raise UserError(f"unknown command {name!r}; expected one of {', '.join(commands)}")
+        from blpseg.cli.parser import suggestion
+
+        raise UserError(
+            f"unknown command {name!r}; expected one of {', '.join(commands)}"
+            f"{suggestion(name, commands)}"
+        )
     return commands[name].run(rest)
 
 
@@ -39,4 +44,4 @@ def _overview(program: str, summary: str | None, commands: Mapping[str, ModuleTy
     lines = [f"usage: {program} COMMAND ...", "", summary or "", ""]
     width = max(map(len, commands)) + 2
     lines += [f"  {name:<{width}}{command.__doc__}" for name, command in commands.items()]
-    return "\n".join([*lines, "", f"{program} COMMAND --help tells a command's options."])
+    return "\n".join([*lines, "", f"{program} COMMAND --help shows the options of a command."])

@@ -8,6 +8,7 @@ from pathlib import Path
 from blpseg.cli.arguments import (
     add_data_arguments,
     add_model_use_arguments,
+    add_overwrite,
     data_changes,
     make_parser,
     print_table,
@@ -25,24 +26,26 @@ def run(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--split",
         type=str | None,
-        help="List splits/NAME.txt of the images; default: val where it exists, else every image.",
+        help="Part to score on, e.g. a list splits/NAME.txt; null: val if it exists, else all.",
     )
     add_model_use_arguments(parser)
     parser.add_argument(
         "--boundary_ratio",
         type=float,
         default=0.02,
-        help="Width of boundary IoU's band, as a share of the diagonal.",
+        help="Width of boundary IoU's band, as a share of the image's diagonal.",
     )
     parser.add_argument(
         "--output",
         type=Path | None,
-        help="JSON file, with a page of the same name beside it; default: beside the checkpoint.",
+        help="JSON file to write; the page gets its name with .html. null: next to CHECKPOINT.",
     )
-    parser.add_argument("--overwrite", type=bool, default=False, help="Replace the two files.")
-    options = parser.parse_args(argv)
+    add_overwrite(parser, "both files if they exist")
+    options = parser.parse(argv)
 
-    from blpseg.evaluation import default_output, evaluate, page_of, scores_table
+    from blpseg.evaluation import evaluate
+    from blpseg.evaluation.outputs import default_output, page_of
+    from blpseg.evaluation.tables import scores_table
 
     evaluation = evaluate(
         options.checkpoint,
@@ -57,5 +60,5 @@ def run(argv: Sequence[str]) -> int:
     )
     print_table(scores_table(evaluation.scores))
     output = options.output or default_output(options.checkpoint)
-    print(f"Scores written to {output}, and to look at: {page_of(output)}")
+    print(f"Scores written to {output}, the page to {page_of(output)}.")
     return 0

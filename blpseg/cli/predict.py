@@ -1,4 +1,4 @@
-"""Label photos with a trained model."""
+"""Segment images with a trained model."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from blpseg.cli.arguments import add_model_use_arguments, make_parser, views_of
+from blpseg.cli.arguments import add_model_use_arguments, add_overwrite, make_parser, views_of
 
 
 def run(argv: Sequence[str]) -> int:
@@ -15,11 +15,11 @@ def run(argv: Sequence[str]) -> int:
         "predict", "CHECKPOINT INPUT [INPUT ...] --output DIR [--key=value ...]", __doc__
     )
     parser.add_argument("checkpoint", type=Path, help="File that `blpseg train` wrote.")
-    parser.add_argument("inputs", nargs="+", help="Image files, folders of them, glob patterns.")
+    parser.add_argument("inputs", nargs="+", help="Image files, folders of images, patterns.")
     parser.add_argument("--output", type=Path, required=True, help="Folder for the results.")
     add_model_use_arguments(parser)
-    parser.add_argument("--overwrite", type=bool, default=False, help="Replace earlier results.")
-    options = parser.parse_args(argv)
+    add_overwrite(parser, "earlier results")
+    options = parser.parse(argv)
 
     from blpseg.prediction import predict
 

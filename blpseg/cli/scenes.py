@@ -12,14 +12,14 @@ from blpseg.errors import UserError
 def run(argv: Sequence[str]) -> int:
     """Run the command; return its exit code."""
     parser = make_parser(
-        "scenes", "FOLDER [--count N] [--val-count M] [--size S] [--seed K]", __doc__
+        "scenes", "FOLDER [--count N] [--val_count M] [--size S] [--seed K]", __doc__
     )
-    parser.add_argument("folder", type=Path, help="Folder to write; it must not hold anything yet.")
+    parser.add_argument("folder", type=Path, help="Folder to write; new or empty.")
     parser.add_argument("--count", type=int, default=200, help="Scenes for training.")
-    parser.add_argument("--val-count", type=int, default=40, help="Scenes for validation.")
+    parser.add_argument("--val_count", type=int, default=40, help="Scenes for validation.")
     parser.add_argument("--size", type=int, default=128, help="Side of the scenes, in pixels.")
-    parser.add_argument("--seed", type=int, default=0, help="Seed of the scenes and scribbles.")
-    options = parser.parse_args(argv)
+    parser.add_argument("--seed", type=int, default=0, help="Seed of the scenes and the scribbles.")
+    options = parser.parse(argv)
 
     from blpseg.data.scenes import write_scenes
 

@@ -3,28 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import fields
 
-from blpseg.cli.arguments import config_file, make_parser, print_table
+from blpseg.cli.arguments import RUN_DESCRIPTION, make_parser, parse_run, print_table
 
 
 def run(argv: Sequence[str]) -> int:
     """Run the command; return its exit code."""
-    parser = make_parser("train", "[CONFIG.yaml] [--any.key=value ...]", __doc__)
+    parser = make_parser(
+        "train", "[CONFIG] [FOLDER] [--section.key=value ...]", f"{__doc__}\n\n{RUN_DESCRIPTION}"
+    )
     from blpseg.config import TrainConfig
 
-    parser.add_argument("--config", action="config", help="The same as CONFIG.yaml.")
     parser.add_class_arguments(TrainConfig)
-    if argv and not argv[0].startswith("-"):
-        argv = ["--config", str(config_file(argv[0])), *argv[1:]]
-    options = parser.instantiate(parser.parse_args(argv))
-    config = TrainConfig(**{part.name: options[part.name] for part in fields(TrainConfig)})
+    config, _ = parse_run(parser, argv)
 
     from accelerate import PartialState
 
-    from blpseg.distributed import leave_group
-    from blpseg.evaluation import scores_table
+    from blpseg.evaluation.tables import scores_table
     from blpseg.training import train
+    from blpseg.training.distributed import leave_group
 
     try:
         result = train(config)
@@ -34,6 +31,6 @@ def run(argv: Sequence[str]) -> int:
         return 0
     if result.scores is not None:
         print_table(scores_table(result.scores))
-    kept = " and ".join(path.name for path in (result.last, result.best) if path is not None)
-    print(f"Trained in {result.seconds:.0f} s; {result.output} holds {kept}.")
+    checkpoints = " and ".join(path.name for path in (result.last, result.best) if path is not None)
+    print(f"Trained in {result.seconds:.0f} s; checkpoints in {result.output}: {checkpoints}.")
     return 0

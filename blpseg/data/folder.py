@@ -1,14 +1,12 @@
-"""Images and label files on disk as a data set, checked as a whole before it is used.
+"""Images and label files on disk as a data set; every file is checked before the first is used.
 
-Where the files lie is the layout's affair (`blpseg.data.layouts`); all layouts give the same
-samples.
+`blpseg.data.layouts` finds the files. All layouts give the same samples.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -37,74 +35,53 @@ class Sample(NamedTuple):
     """[3, H, W] uint8, RGB."""
 
     target: tv_tensors.Mask
-    """[H, W] uint8: the scribbled class 0..K-1, K = unlabelled."""
+    """[H, W] uint8: the scribbled class 0..K-1, K = unlabeled."""
 
     class_present: Tensor
-    """[K] bool: the classes that the scribbles name, and class 0."""
+    """[K] bool: the classes in the scribbles, and class 0."""
 
     mask: tv_tensors.Mask | None
-    """[H, W] uint8: class 0..K-1, 255 = void; None where no masks were asked for."""
+    """[H, W] uint8: class 0..K-1, 255 = void; None if masks were not requested."""
 
 
 class ScribbleFolder(Dataset[Sample]):
-    """Images and scribbles of a folder, as `Sample`s; every file is checked on construction.
+    """Images and labels of a folder as `Sample`s; the constructor checks every file.
 
     Args:
-        root: The folder.
-        split: Name of a list or part; None takes every image.
-        layout: Name of one of `blpseg.data.layouts.LAYOUTS`, which says what the folder holds.
-        labels: "scribbles" asks for a scribble file per image and leaves masks alone; "masks" asks
-            for a mask per image and takes scribbles where there are any; "all" asks for scribbles
-            and takes masks where there are any.
-        scribbles: Folder of the scribble files; None looks where the layout has them.
-        scribble_width: Width in pixels to draw lines in that scribble files hold as points (XML).
-        unlabeled_value: Value of unlabelled pixels in scribble files. This and the following: None
-            is what the layout has.
-        first_class_value: Value of the first class in scribble files.
-        mask_void_value: Value of void pixels in mask files.
-        mask_first_class_value: Value of the first class in mask files.
-        quiet: Show no progress bar, however long the check takes.
-        check: Check the files' contents; False leaves that to whoever calls `problems`.
+        config: The folder, and the meaning of the values in its label files.
+        split: Name of a part of the data set; None takes every image.
+        labels: "scribbles": a scribble file per image is required, masks are not read. "masks": a
+            mask per image is required, scribbles are optional. "all": a scribble file per image is
+            required, masks are optional.
+        quiet: Show no progress bar.
+        check: Check the files' contents; False leaves that to the caller of `problems`.
 
     Raises:
-        UserError: Where anything is missing, unreadable or does not fit; it names the files.
+        UserError: Files are missing, unreadable or have wrong content; it names them.
     """
 
     def __init__(
         self,
-        root: Path,
+        config: DataConfig,
         split: str | None = None,
         *,
-        layout: str = "folder",
         labels: Labels = "scribbles",
-        scribbles: Path | None = None,
-        scribble_width: int = 1,
-        unlabeled_value: int | None = None,
-        first_class_value: int | None = None,
-        mask_void_value: int | None = None,
-        mask_first_class_value: int | None = None,
         quiet: bool = False,
         check: bool = True,
     ) -> None:
-        self.root = Path(root)
-        place = LAYOUTS[layout]
-        self.classes = place.classes(self.root)
-        numbers = {
-            "unlabeled_value": unlabeled_value,
-            "first_class_value": first_class_value,
-            "mask_void_value": mask_void_value,
-            "mask_first_class_value": mask_first_class_value,
-        }
-        self._scribble_formats = place.scribble_formats(self.classes, numbers, scribble_width)
-        self._mask_formats = place.mask_formats(self.root, self.classes, numbers)
-        self.files: list[Files] = place.find(self.root, split, labels, scribbles)
+        self.root = config.root
+        layout = LAYOUTS[config.layout]
+        self.classes = layout.classes(self.root)
+        self._scribble_formats = layout.scribble_formats(self.classes, config)
+        self._mask_formats = layout.mask_formats(self.classes, config)
+        self.files: list[Files] = layout.find(self.root, split, labels, config.scribbles)
         if check:
-            found = self.problems(quiet=quiet)
-            raise_problems(str(self.root), [line for problems in found for line in problems])
+            problems = self.problems(quiet=quiet)
+            raise_problems(str(self.root), [line for lines in problems for line in lines])
 
     @property
     def names(self) -> list[str]:
-        """The images' names, in order."""
+        """Names of the images, in order."""
         return [files.name for files in self.files]
 
     def __len__(self) -> int:
@@ -130,10 +107,10 @@ class ScribbleFolder(Dataset[Sample]):
         """Check the contents of every file.
 
         Args:
-            quiet: Show no progress bar, however long it takes.
+            quiet: Show no progress bar.
 
         Returns:
-            For each image, what keeps it or its label files from being used, one line each.
+            For each image, the problems of its files, one line each; no lines if it can be used.
         """
         with ThreadPoolExecutor() as pool:
             found: Iterable[list[str]] = track(
@@ -161,41 +138,17 @@ class ScribbleFolder(Dataset[Sample]):
         return problems
 
 
-def open_folder(
-    config: DataConfig,
-    split: str | None,
-    *,
-    labels: Labels = "scribbles",
-    quiet: bool = False,
-    check: bool = True,
-) -> ScribbleFolder:
-    """Open the folder that a configuration describes; arguments and errors of `ScribbleFolder`."""
-    return ScribbleFolder(
-        config.root,
-        split,
-        layout=config.layout,
-        labels=labels,
-        scribbles=config.scribbles,
-        scribble_width=config.scribble_width,
-        unlabeled_value=config.unlabeled_value,
-        first_class_value=config.first_class_value,
-        mask_void_value=config.mask_void_value,
-        mask_first_class_value=config.mask_first_class_value,
-        quiet=quiet,
-        check=check,
-    )
-
-
 def choose_splits(config: DataConfig) -> tuple[str | None, str | None]:
-    """Name the parts of a data set to train on and to validate on.
+    """Choose the parts of a data set to train on and to validate on.
 
-    They are the configured ones, or else the layout's, where the data set has them.
+    The configured parts come first, then those of the layout that the data set has.
 
     Returns:
-        To train on, None for every image; to validate on, None for none.
+        The part to train on, None for every image; the part to validate on, None for none.
 
     Raises:
-        UserError: If every image would be trained on, those validated on among them.
+        UserError: There is a part to validate on, but none to train on: every image would be used
+            for training, the validation images too.
     """
     train, val = LAYOUTS[config.layout].default_splits(config.root)
     train, val = config.train_split or train, config.val_split or val
@@ -208,7 +161,7 @@ def choose_splits(config: DataConfig) -> tuple[str | None, str | None]:
 
 
 def choose_evaluation_split(config: DataConfig) -> str | None:
-    """Name the part to score on unless told otherwise: the layout's, or None, every image."""
+    """Choose the default part to score on: the layout's validation part; None: every image."""
     layout = LAYOUTS[config.layout]
     return layout.val_split if layout.has_split(config.root, layout.val_split) else None
 

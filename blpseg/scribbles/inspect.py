@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from blpseg.config import DataConfig
-from blpseg.data.folder import ScribbleFolder, choose_splits, open_folder
+from blpseg.data.folder import ScribbleFolder, choose_splits
 from blpseg.data.scribbles import (
     UNLABELED,
     DistanceSums,
@@ -195,7 +195,7 @@ def inspect(
     if measure < 0:
         raise UserError(f"measure: expected at least 0, got {measure}")
     split = split or choose_splits(data)[0]
-    samples = open_folder(data, split, labels="all", quiet=quiet, check=False)
+    samples = ScribbleFolder(data, split, labels="all", quiet=quiet, check=False)
     if output is not None:
         prepare_output(output, (REPORT, CLASSES, PREFERENCE, SHEET), overwrite)
     problems = samples.problems(quiet=quiet)

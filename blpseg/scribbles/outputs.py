@@ -22,7 +22,7 @@ def prepare_output(folder: Path, names: Iterable[str], overwrite: bool) -> None:
     """
     if not overwrite:
         raise_problems(
-            f"{folder}; --overwrite true replaces the files",
+            f"{folder}; --overwrite replaces the files",
             [f"{name}: exists already" for name in names if (folder / name).exists()],
         )
     folder.mkdir(parents=True, exist_ok=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from blpseg.config import DataConfig
-from blpseg.data.folder import Sample, open_folder
+from blpseg.data.folder import Sample, ScribbleFolder
 from blpseg.errors import UserError
 from blpseg.pictures import draw_scribbles, save_picture
 from blpseg.scribbles.outputs import prepare_output, watch
@@ -40,7 +40,7 @@ def preview(
     """
     if count is not None and count < 1:
         raise UserError(f"count: expected at least 1, got {count}")
-    samples = open_folder(data, split, quiet=quiet)
+    samples = ScribbleFolder(data, split, quiet=quiet)
     names = [f"{name}.png" for name in samples.names[:count]]
     prepare_output(output, names, overwrite)
     for index, name in watch(enumerate(names), "Drawing", len(names), quiet):

@@ -19,6 +19,7 @@ from blpseg.config import (
     OptimConfig,
     TrainConfig,
 )
+from blpseg.data.folder import ScribbleFolder
 from blpseg.training import TrainResult, train
 
 CLASSES = ["background", "disc", "square"]
@@ -57,6 +58,13 @@ def write_shapes(root: Path, train_count: int, val_count: int) -> Path:
         (root / "splits" / "train.txt").write_text("\n".join(names[:train_count]))
         (root / "splits" / "val.txt").write_text("\n".join(names[train_count:]))
     return root
+
+
+def folder_of(
+    root: Path, split: str | None = None, *, labels: str = "scribbles", **options: object
+) -> ScribbleFolder:
+    """Open a folder with data options."""
+    return ScribbleFolder(DataConfig(root, **options), split, labels=labels)
 
 
 @pytest.fixture(autouse=True)

@@ -20,7 +20,7 @@ from blpseg.config import ModelConfig, OptimConfig, TrainConfig
 from blpseg.curves import distance_curves
 from blpseg.errors import UserError
 from blpseg.metrics import DistanceBin, Scores
-from blpseg.training import train
+from blpseg.training import series, train
 
 OPTIM = OptimConfig(3e-3, batch_size=2, iterations=2, self_training_from=1)
 
@@ -72,7 +72,7 @@ def test_ablation_goes_on_where_it_stopped(
         trained.append((run.output.parent.name, run.seed))
         return train(run, **options)
 
-    monkeypatch.setattr(module, "train", stop_after_7)
+    monkeypatch.setattr(series, "train", stop_after_7)
     with pytest.raises(KeyboardInterrupt):
         ablate(config, [3, 4], quiet=True)
     assert not (config.output / "ablation.json").exists()
@@ -80,7 +80,7 @@ def test_ablation_goes_on_where_it_stopped(
     assert len(finished) == 7
 
     monkeypatch.setattr(
-        module, "train", lambda run, **rest: trained.append(run.output) or train(run, **rest)
+        series, "train", lambda run, **rest: trained.append(run.output) or train(run, **rest)
     )
     found = ablate(config, [3, 4], quiet=True)
     assert len(trained) == 10
@@ -120,7 +120,7 @@ def test_folders_of_something_else_are_left_alone(config: TrainConfig) -> None:
 def test_other_settings_are_refused_by_name(config: TrainConfig) -> None:
     module._claim(config.output, module._settings(config))
     other = replace(config, model=replace(config.model, sigma=3.0))
-    with pytest.raises(UserError, match=r"model.sigma: 6.0 there, 3.0 asked for"):
+    with pytest.raises(UserError, match=r"model.sigma: 6.0 saved, 3.0 requested"):
         ablate(other, [0], quiet=True)
     assert not (config.output / "runs").exists()
 
@@ -132,7 +132,7 @@ def test_other_settings_are_refused_by_name(config: TrainConfig) -> None:
         ({"model": ModelConfig("test_resnet", gamma=0)}, "model.gamma: expected more than 0"),
         (
             {"optim": replace(OPTIM, self_training_from=None)},
-            "optim.self_training_from: expected an iteration of the run's 2, .* got None",
+            "optim.self_training_from: expected an iteration below 2, or a share .* got None",
         ),
         ({"optim": replace(OPTIM, self_training_from=2)}, "self_training_from: .* got 2"),
     ],
@@ -209,5 +209,5 @@ def test_ablate_from_the_command_line(
     assert "1 seed, in %" in shown and "LAM + BLP + self-training" in shown
     assert f"{100 * written['variants']['LAM']['miou']['mean']:.1f}" in shown
     assert main(["ablate", str(path), "--seeds=[1]"]) == 2
-    assert "optim.iterations: 3 there, 2 asked for" in capsys.readouterr().err
+    assert "optim.iterations: 3 saved, 2 requested" in capsys.readouterr().err
     assert ablation_table(Ablation({}, {BASELINE.name: [Run(1, 0, scores(None))]})).row_count == 1

@@ -236,7 +236,7 @@ def test_the_command_writes_a_checkpoint(
     assert all(torch.equal(state[name], expected[name]) for name in expected)
     before = output.stat().st_mtime_ns
     assert cli.main(["import-checkpoint", str(file), str(output)]) == 2
-    assert "--overwrite true replaces it" in capsys.readouterr().err
+    assert "--overwrite replaces it" in capsys.readouterr().err
     assert output.stat().st_mtime_ns == before
 
 

@@ -60,10 +60,10 @@ def test_train_evaluate_and_predict(
     assert main(["train", str(config_file), "--optim.iterations=5"]) == 0
     shown = capsys.readouterr().out
     assert "mIoU" in shown and "background" in shown
-    assert f"{tmp_path / 'run'} holds last.pt and best.pt." in shown
+    assert f"checkpoints in {tmp_path / 'run'}: last.pt and best.pt." in shown
 
     checkpoint = str(tmp_path / "run/last.pt")
-    options = ["--split", "train", "--scales", "[0.5,1]", "--flip", "true"]
+    options = ["--split", "train", "--scales", "[0.5,1]", "--flip"]
     assert main(["evaluate", checkpoint, *options]) == 0
     shown = capsys.readouterr().out
     assert "over 5 images" in shown and "Accuracy by distance to the nearest scribble" in shown
@@ -90,15 +90,60 @@ def test_options_replace_what_the_file_says(
     assert config.model.lam is False and config.optim.self_training_from is None
 
 
-def test_training_needs_no_file(configured: list[TrainConfig]) -> None:
-    assert main(["train", "--data.root", "some/where", "--output=run"]) == 0
-    assert configured[0].data.root == Path("some/where")
-    assert configured[0].optim.learning_rate == 3e-5
+@pytest.mark.parametrize("argv", [["{root}"], ["small", "{root}"], ["--data.root={root}"]])
+def test_a_folder_is_trained_on_with_the_small_configuration(
+    configured: list[TrainConfig], own_shapes: Path, argv: list[str]
+) -> None:
+    assert main(["train", *(word.format(root=own_shapes) for word in argv), "--seed=5"]) == 0
+    (config,) = configured
+    assert (config.data.root, config.output) == (own_shapes, Path("runs/shapes"))
+    assert config.model.backbone == "tf_efficientnet_lite0" and config.model.pretrained
+    assert config.optim.self_training_from is None and config.seed == 5
 
 
-def test_configurations_that_come_with_blpseg_go_by_name(configured: list[TrainConfig]) -> None:
-    assert main(["train", "scenes", "--seed=5"]) == 0
-    assert configured[0].model.backbone == "resnet18" and configured[0].seed == 5
+def test_a_folder_may_come_after_options_and_have_an_output_of_its_own(
+    configured: list[TrainConfig], own_shapes: Path
+) -> None:
+    argv = ["--output", "elsewhere", "voc", "--resume", str(own_shapes), "--data.layout=folder"]
+    assert main(["train", *argv]) == 0
+    (config,) = configured
+    assert (config.data.root, config.output) == (own_shapes, Path("elsewhere"))
+    assert config.resume and config.model.backbone == "resnet101s"
+
+
+def test_a_name_of_a_configuration_comes_before_a_folder_of_that_name(
+    configured: list[TrainConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "scenes").mkdir()
+    monkeypatch.chdir(tmp_path)
+    for argv in (["scenes"], ["scenes/"], ["demo", "scenes"]):
+        assert main(["train", *argv]) == 0
+    assert [config.model.backbone for config in configured] == [
+        "resnet18",
+        "tf_efficientnet_lite0",
+        "regnety_002",
+    ]
+    assert {config.data.root for config in configured} == {Path("scenes")}
+    assert [config.output.name for config in configured] == ["scenes", "scenes", "demo"]
+
+
+def test_flags_and_null(configured: list[TrainConfig]) -> None:
+    for value, expected in (("None", None), ("null", None), ("7", 7), ("0.25", 0.25)):
+        option = f"--optim.self_training_from={value}"
+        assert main(["train", "voc", "--overwrite", option, "--model.lam", "false"]) == 0
+        config = configured.pop()
+        assert config.overwrite and not config.resume and config.model.lam is False
+        assert config.optim.self_training_from == expected
+        assert type(config.optim.self_training_from) is type(expected)
+
+
+def test_numbers_in_a_path_stay_a_path(
+    configured: list[TrainConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "2012").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", "2012"]) == 0
+    assert (configured[0].data.root, configured[0].output) == (Path("2012"), Path("runs/2012"))
 
 
 def test_published_recipes_go_by_name(configured: list[TrainConfig]) -> None:
@@ -135,10 +180,16 @@ def test_run_folder_holds_a_configuration_to_train_from(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--optim.batchsize=3"], "unrecognized arguments: --optim.batchsize=3"),
-        (["--optim.batch_size=many"], 'Parser key "optim.batch_size"'),
+        (["--optim.batch_size=many"], "--optim.batch_size: expected a whole number, got 'many'"),
+        (["--optim.batch_size"], "--optim.batch_size: expected a whole number, got nothing"),
+        (["--model.lam=perhaps"], "--model.lam: expected true or false, got 'perhaps'"),
+        (
+            ["--optim.self_training_from=soon"],
+            "--optim.self_training_from: expected a number or null, got 'soon'",
+        ),
+        (["--optim.self_training_from=1.5"], "expected an iteration (a whole number), or a share"),
         (["--optim.batch_size=0"], "optim.batch_size: expected at least 2, got 0"),
-        (["--device=abacus"], 'Parser key "device"'),
+        (["--device=abacus"], "--device: expected one of auto, cpu, got 'abacus'"),
         (["--model.sigma=-1"], "model: cannot build 'test_resnet': "),
     ],
 )
@@ -149,15 +200,53 @@ def test_wrong_options_are_named(
     assert not (config_file.parent / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("option", "meant"),
+    [
+        ("--optim.lr", "--optim.learning_rate"),
+        ("--lr", "--optim.learning_rate"),
+        ("--learning_rate", "--optim.learning_rate"),
+        ("--optim.batchsize", "--optim.batch_size"),
+        ("--batch-size", "--optim.batch_size"),
+        ("--optim.iters", "--optim.iterations"),
+        ("--optim.self_training", "--optim.self_training_from"),
+        ("--model.sigmas", "--model.sigma"),
+        ("--out", "--output"),
+    ],
+)
+def test_an_unknown_option_names_the_nearest(
+    capsys: pytest.CaptureFixture[str], option: str, meant: str
+) -> None:
+    message = error_of(capsys, "train", "voc", f"{option}=3")
+    assert message == f"{option}: there is no such option; did you mean {meant}?"
+
+
+def test_an_unknown_option_without_a_near_one(capsys: pytest.CaptureFixture[str]) -> None:
+    assert error_of(capsys, "train", "voc", "--xyzzy=3") == "--xyzzy: there is no such option"
+    assert error_of(capsys, "scenes", "here", "--val-count=3") == (
+        "--val-count: there is no such option; did you mean --val_count?"
+    )
+
+
 def test_wrong_files_are_named(config_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert error_of(capsys, "train", "nosuch.yaml").startswith(
-        "nosuch.yaml: expected a YAML file or the name of a configuration that comes with blpseg"
+        "nosuch.yaml: expected the folder of a data set, a YAML file, or the name of a"
     )
-    assert "required: data.root, output" in error_of(capsys, "train")
+    assert error_of(capsys, "train", "scnes").endswith("did you mean scenes?")
+    assert "nowhere: expected the folder of a data set, found none" in error_of(
+        capsys, "train", "small", "nowhere"
+    )
+    assert error_of(capsys, "train").startswith(
+        "expected the folder of a data set: blpseg train FOLDER"
+    )
     config_file.write_text("data: {root: here}\noutput: run\noptim: {batchsize: 3}\n")
-    assert "'batchsize'" in error_of(capsys, "train", str(config_file))
+    assert error_of(capsys, "train", str(config_file)) == (
+        f"{config_file}: optim.batchsize: there is no such setting; did you mean optim.batch_size?"
+    )
     config_file.write_text("data: [")
-    assert "config" in error_of(capsys, "train", str(config_file))
+    assert "expected a YAML file, but it cannot be read" in error_of(
+        capsys, "train", str(config_file)
+    )
     assert "classes.txt: expected a file" in error_of(
         capsys, "train", "--data.root=nowhere", "--output=run"
     )
@@ -192,7 +281,7 @@ def test_scenes_are_written_and_trained_on(
     tmp_path: Path, config_file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "scenes"
-    options = ["--count=3", "--val-count=1", "--size=48", "--seed=2"]
+    options = ["--count=3", "--val_count=1", "--size=48", "--seed=2"]
     assert main(["scenes", str(folder), *options]) == 0
     assert f"4 scenes written to {folder}." in capsys.readouterr().out
     assert len(list((folder / "images").iterdir())) == 4
@@ -226,6 +315,7 @@ def test_help_lists_commands_and_options(capsys: pytest.CaptureFixture[str]) -> 
     main(["train", "--help"])
     shown = " ".join(capsys.readouterr().out.split())
     assert "--optim.learning_rate LEARNING_RATE Learning rate of the first iteration." in shown
+    assert "--resume Continue the run" in shown and "class '" not in shown and "type:" not in shown
     assert "default: 3e-05" in shown
 
 

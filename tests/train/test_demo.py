@@ -9,16 +9,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from blpseg import ablation
 from blpseg import demo as demo_module
+from blpseg.ablation import BASELINE as BASELINE_VARIANT
 from blpseg.cli import main
-from blpseg.demo import BASELINE, METHOD, PHOTO, Effort
+from blpseg.demo import BASELINE, METHOD, PHOTO, DemoSize
 
 
 def test_demo(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    tiny = Effort(scenes=4, val_scenes=2, iterations=2, photo_iterations=1)
+    tiny = DemoSize(scenes=4, val_scenes=2, iterations=2, photo_iterations=1)
     monkeypatch.setattr(demo_module, "QUICK", tiny)
     output = tmp_path / "demo"
     assert main(["demo", "--quick", "--output", str(output)]) == 0
@@ -49,7 +49,7 @@ def test_demo(
 def test_only_the_method_differs(tmp_path: Path) -> None:
     """Both networks see the same data, crops, schedule and seed."""
     method = demo_module._config(tmp_path, "run", "scenes", 10)
-    baseline = ablation.BASELINE.of(method)
+    baseline = BASELINE_VARIANT.of(method)
     changed = {}
     for part in ("data", "model", "augment", "optim", "log"):
         theirs, ours = vars(getattr(baseline, part)), vars(getattr(method, part))

@@ -16,9 +16,10 @@ from torch import Tensor, nn
 
 from blpseg.checkpoints import build_model, load_checkpoint
 from blpseg.config import LogConfig, OptimConfig, TrainConfig
-from blpseg.distributed import ShareOfBatches, synchronise, weigh_share
 from blpseg.errors import UserError
-from blpseg.training import _check_shares, train
+from blpseg.training import train
+from blpseg.training.distributed import PartOfBatches, rescale_annotation_loss, synchronize
+from blpseg.training.run import _check_batch_divides
 
 MakeConfig = Callable[..., TrainConfig]
 
@@ -82,15 +83,15 @@ def test_two_processes_get_the_losses_of_one(make_config: MakeConfig, tmp_path: 
 
 
 def test_shares_make_up_the_batches() -> None:
-    shares = [list(ShareOfBatches(range(2, 4), 6, rank, 3)) for rank in range(3)]
+    shares = [list(PartOfBatches(range(2, 4), 6, rank, 3)) for rank in range(3)]
     assert shares == [[[12, 13], [18, 19]], [[14, 15], [20, 21]], [[16, 17], [22, 23]]]
-    assert len(ShareOfBatches(range(2, 4), 6, 0, 3)) == 2
+    assert len(PartOfBatches(range(2, 4), 6, 0, 3)) == 2
 
 
 def test_a_batch_that_cannot_be_shared_is_refused() -> None:
-    _check_shares(6, 3)
+    _check_batch_divides(6, 3)
     with pytest.raises(UserError, match=r"optim\.batch_size: expected a multiple of the 4 proc"):
-        _check_shares(6, 4)
+        _check_batch_divides(6, 4)
 
 
 def test_processes_that_would_train_apart_are_refused(
@@ -112,15 +113,15 @@ class Processes:
 
 
 @pytest.mark.parametrize("backbone", ["test_resnet", "regnety_002"])
-def test_batch_norm_is_synchronised_over_gpus(make_config: MakeConfig, backbone: str) -> None:
+def test_batch_norm_is_synchronized_over_gpus(make_config: MakeConfig, backbone: str) -> None:
     """With the activations that timm puts into its own batch norms, as regnety's."""
     config = make_config().model
     config.backbone = backbone
     before = build_model(config, 3)
     acts = [type(m.act) for m in before.modules() if isinstance(m, nn.BatchNorm2d) and has_act(m)]
-    assert synchronise(before, Processes(1, "cuda")) is before
+    assert synchronize(before, Processes(1, "cuda")) is before
     state = {name: tensor.clone() for name, tensor in before.state_dict().items()}
-    model = synchronise(before, Processes(2, "cuda"))
+    model = synchronize(before, Processes(2, "cuda"))
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     assert norms and all(isinstance(norm, nn.SyncBatchNorm) for norm in norms)
     assert [type(norm.act) for norm in norms if has_act(norm)] == acts
@@ -135,7 +136,7 @@ def has_act(norm: nn.Module) -> bool:
 
 def test_a_single_process_weighs_nothing() -> None:
     loss = torch.tensor(2.0)
-    assert weigh_share(loss, torch.zeros(1, 2, 2), 3, 0.02, 255) is loss
+    assert rescale_annotation_loss(loss, torch.zeros(1, 2, 2), 3, 0.02, 255) is loss
 
 
 def group_of_one(tmp_path: Path) -> None:
@@ -154,7 +155,7 @@ def test_batch_norm_on_the_cpu_is_batch_norm(tmp_path: Path, momentum: float | N
     for model in (ours, theirs):
         nn.init.constant_(model[0].weight, 2.0)
         nn.init.constant_(model[0].bias, 0.3)
-    ours = synchronise(ours, Processes(2, "cpu"))
+    ours = synchronize(ours, Processes(2, "cpu"))
     assert not any(isinstance(layer, nn.BatchNorm2d) for layer in ours.modules())
     assert ours.state_dict().keys() == theirs.state_dict().keys()
     torch.manual_seed(0)

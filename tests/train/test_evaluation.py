@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from blpseg.checkpoints import load_model
+from blpseg.config import DataConfig
 from blpseg.data.folder import ScribbleFolder
 from blpseg.errors import UserError
 from blpseg.evaluation import evaluate, score_model
@@ -20,10 +21,10 @@ from blpseg.views import Views
 
 def test_scores_are_those_of_the_predictions(checkpoint: Path, shapes: Path) -> None:
     model = load_model(checkpoint).model
-    folder = ScribbleFolder(shapes, "val", labels="masks")
+    folder = ScribbleFolder(DataConfig(shapes), "val", labels="masks")
     watched = []
     found = score_model(
-        model, folder, watch=lambda items: map(lambda s: watched.append(s) or s, items)
+        model, folder, progress=lambda items: map(lambda s: watched.append(s) or s, items)
     )
     right = total = 0
     for sample in folder:
@@ -46,9 +47,9 @@ def test_evaluation_is_written_once(checkpoint: Path, shapes: Path) -> None:
     assert written == found.as_plain_data()
     assert written["split"] == "val" and written["root"] == str(shapes)
     assert written["iteration"] == 40 and written["scores"]["images"] == 2
-    with pytest.raises(UserError, match="exists already; --overwrite true replaces it"):
+    with pytest.raises(UserError, match="exists already; --overwrite replaces it"):
         evaluate(checkpoint, quiet=True)
-    folder = ScribbleFolder(shapes, "train", labels="masks")
+    folder = ScribbleFolder(DataConfig(shapes), "train", labels="masks")
     expected = score_model(load_model(checkpoint).model, folder, views=Views([0.5, 1.5], flip=True))
     again = evaluate(
         checkpoint, "train", views=Views([0.5, 1.5], flip=True), overwrite=True, quiet=True

@@ -15,6 +15,7 @@ from PIL import Image
 from blpseg import export as module
 from blpseg.checkpoints import load_model
 from blpseg.cli import main
+from blpseg.config import DataConfig
 from blpseg.data.folder import ScribbleFolder
 from blpseg.errors import UserError
 from blpseg.export import Deployed, export
@@ -25,7 +26,7 @@ SIZE = (48, 64)
 
 @pytest.fixture
 def photos(shapes: Path) -> torch.Tensor:
-    folder = ScribbleFolder(shapes, "train")
+    folder = ScribbleFolder(DataConfig(shapes), "train")
     return torch.stack([folder[index].image for index in range(4)])
 
 
@@ -127,7 +128,7 @@ def test_arguments_that_do_not_fit_are_refused(checkpoint: Path, tmp_path: Path)
     with pytest.raises(UserError, match="size: expected height and width in pixels"):
         export(checkpoint, tmp_path / "model.pt2", size=(0, 5))
     (tmp_path / "model.pt2").write_text("precious")
-    with pytest.raises(UserError, match="exists already; --overwrite true replaces it"):
+    with pytest.raises(UserError, match="exists already; --overwrite replaces it"):
         export(checkpoint, tmp_path / "model.pt2")
     assert (tmp_path / "model.pt2").read_text() == "precious"
 

@@ -10,10 +10,11 @@ import torch
 from PIL import Image
 from torchvision import tv_tensors
 
-from blpseg.data.folder import ScribbleFolder
 from blpseg.data.layouts import LAYOUTS
 from blpseg.data.photos import read_photo
 from blpseg.errors import UserError
+
+from .conftest import folder_of
 
 ORIENTATION = 0x0112
 
@@ -24,12 +25,12 @@ def pixels(path: Path) -> torch.Tensor:
 
 def refused(root: Path, **options: object) -> str:
     with pytest.raises(UserError) as caught:
-        ScribbleFolder(root, **options)
+        folder_of(root, **options)
     return str(caught.value)
 
 
 def test_sample_of_image_and_scribbles(shapes: Path) -> None:
-    folder = ScribbleFolder(shapes, "train")
+    folder = folder_of(shapes, "train")
     sample = folder[1]
     assert folder.classes == ["background", "disc", "square"]
     assert folder.names == [f"shape{i}" for i in range(5)] and len(folder) == 5
@@ -43,7 +44,7 @@ def test_sample_of_image_and_scribbles(shapes: Path) -> None:
 
 
 def test_masks_come_when_asked_for(shapes: Path) -> None:
-    sample = ScribbleFolder(shapes, "val", labels="masks")[0]
+    sample = folder_of(shapes, "val", labels="masks")[0]
     assert sample.name == "shape5"
     assert torch.equal(sample.mask, pixels(shapes / "masks/shape5.png"))
     assert set(sample.target.unique().tolist()) == {0, 1, 2, 3}
@@ -51,7 +52,7 @@ def test_masks_come_when_asked_for(shapes: Path) -> None:
 
 def test_masks_do_not_need_scribbles(own_shapes: Path) -> None:
     (own_shapes / "scribbles/shape0.png").unlink()
-    sample = ScribbleFolder(own_shapes, labels="masks")[0]
+    sample = folder_of(own_shapes, labels="masks")[0]
     assert (sample.target == 3).all()
     assert sample.class_present.tolist() == [True, False, False]
 
@@ -60,15 +61,15 @@ def test_class_present_names_scribbled_classes_and_class_0(own_shapes: Path) -> 
     scribbles = np.full((48, 64), 255, np.uint8)
     scribbles[5, 5] = 2
     Image.fromarray(scribbles).save(own_shapes / "scribbles/shape0.png")
-    assert ScribbleFolder(own_shapes)[0].class_present.tolist() == [True, False, True]
+    assert folder_of(own_shapes)[0].class_present.tolist() == [True, False, True]
 
 
 def test_other_values_for_unlabelled_and_the_first_class(own_shapes: Path) -> None:
-    original = ScribbleFolder(own_shapes)[0].target
+    original = folder_of(own_shapes)[0].target
     for path in own_shapes.glob("scribbles/*"):
         shifted = np.where((old := np.array(Image.open(path))) == 255, 0, old + 1)
         Image.fromarray(shifted.astype(np.uint8)).save(path)
-    folder = ScribbleFolder(own_shapes, unlabeled_value=0, first_class_value=1)
+    folder = folder_of(own_shapes, unlabeled_value=0, first_class_value=1)
     assert torch.equal(folder[0].target, original)
 
 
@@ -78,7 +79,7 @@ def test_other_values_in_masks(own_shapes: Path) -> None:
     mask[0, 0] = 0
     for other in own_shapes.glob("masks/*"):
         Image.fromarray(mask).save(other)
-    folder = ScribbleFolder(own_shapes, labels="masks", mask_void_value=0, mask_first_class_value=1)
+    folder = folder_of(own_shapes, labels="masks", mask_void_value=0, mask_first_class_value=1)
     found = folder[0].mask
     assert found[0, 0] == 255
     assert torch.equal(found.flatten()[1:], torch.from_numpy(mask - 1).flatten()[1:])
@@ -89,7 +90,7 @@ def test_masks_start_where_scribbles_do_unless_told(own_shapes: Path) -> None:
         Image.fromarray(np.array(Image.open(path)) + 1).save(path)
     for path in own_shapes.glob("scribbles/*"):
         path.unlink()
-    found = ScribbleFolder(own_shapes, labels="masks", first_class_value=1)[0].mask
+    found = folder_of(own_shapes, labels="masks", first_class_value=1)[0].mask
     assert found.unique().tolist() == [0, 1, 2]
     assert "holds the value 3" in refused(
         own_shapes, labels="masks", first_class_value=1, mask_first_class_value=0
@@ -98,12 +99,12 @@ def test_masks_start_where_scribbles_do_unless_told(own_shapes: Path) -> None:
 
 def test_palette_scribbles_are_read_as_their_indices(own_shapes: Path) -> None:
     path = own_shapes / "scribbles/shape0.png"
-    original = ScribbleFolder(own_shapes)[0].target
+    original = folder_of(own_shapes)[0].target
     image = Image.open(path).copy()
     image.putpalette(np.random.default_rng(0).integers(0, 256, 768).astype(np.uint8).tobytes())
     image.save(path)
     assert Image.open(path).mode == "P"
-    assert torch.equal(ScribbleFolder(own_shapes)[0].target, original)
+    assert torch.equal(folder_of(own_shapes)[0].target, original)
 
 
 def test_exif_rotation_is_honoured(own_shapes: Path) -> None:
@@ -113,7 +114,7 @@ def test_exif_rotation_is_honoured(own_shapes: Path) -> None:
     exif = Image.Exif()
     exif[ORIENTATION] = 6
     Image.fromarray(stored).save(own_shapes / "images/shape0.jpg", exif=exif)
-    image = ScribbleFolder(own_shapes)[0].image
+    image = folder_of(own_shapes)[0].image
     assert image.shape == (3, 48, 64)
     assert (image[:, :20] > 250).all() and (image[:, 28:] < 5).all()
 
@@ -141,7 +142,7 @@ def test_listed_images_must_exist_and_others_are_left_alone(own_shapes: Path) ->
     (own_shapes / "scribbles/shape0.png").unlink()
     assert "images/: no image named 'ghost'" in refused(own_shapes, split="some")
     (own_shapes / "splits/some.txt").write_text("shape2\n")
-    assert ScribbleFolder(own_shapes, "some").names == ["shape2"]
+    assert folder_of(own_shapes, "some").names == ["shape2"]
 
 
 def test_sizes_must_agree(own_shapes: Path) -> None:
@@ -184,9 +185,9 @@ def test_scribbles_of_other_modes_are_refused(own_shapes: Path, mode: str) -> No
 
 def test_scribbles_may_be_rgb_of_equal_channels(own_shapes: Path) -> None:
     path = own_shapes / "scribbles/shape0.png"
-    original = ScribbleFolder(own_shapes)[0].target
+    original = folder_of(own_shapes)[0].target
     Image.merge("RGB", 3 * [Image.open(path)]).save(path)
-    assert torch.equal(ScribbleFolder(own_shapes)[0].target, original)
+    assert torch.equal(folder_of(own_shapes)[0].target, original)
 
 
 @pytest.mark.parametrize("folder", ["images", "scribbles"])

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 from blpseg import inference
 from blpseg.checkpoints import load_model
+from blpseg.config import DataConfig
+from blpseg.data.folder import ScribbleFolder
 from blpseg.errors import UserError
 from blpseg.inference import Prediction, predict_image
 from blpseg.views import Views
@@ -122,7 +124,7 @@ def test_windows_count_alike_where_they_overlap(noise: Tensor) -> None:
             seg, annotation = super().logits(images)
             return torch.full_like(seg, len(self.seen)), torch.full_like(annotation, 0.0)
 
-    (view,) = inference.see(Counter(), noise, Views(window=16, stride=8))
+    (view,) = inference.run_views(Counter(), noise, Views(window=16, stride=8))
     starts = [(0, 8, 16, 24, 32), (0, 8, 16, 24, 32, 40, 48, 56)]  # 45 and 70 pixels
     assert [Views(window=16, stride=8).starts(side) for side in (45, 70)] == [
         list(part) for part in starts
@@ -164,10 +166,8 @@ def test_views_out_of_range_are_refused(fields: dict[str, object], message: str)
 
 def test_windows_of_a_trained_model_agree_with_the_whole(checkpoint: Path, shapes: Path) -> None:
     """Not exactly: a window's border is seen without its surroundings."""
-    from blpseg.data.folder import ScribbleFolder
-
     model = load_model(checkpoint).model
-    image = ScribbleFolder(shapes)[0].image
+    image = ScribbleFolder(DataConfig(shapes))[0].image
     whole = predict_image(model, image)
     found = predict_image(model, image, Views(window=48, stride=16))
     assert isinstance(found, Prediction)

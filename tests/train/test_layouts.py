@@ -15,7 +15,7 @@ from PIL import Image
 from scipy.io import savemat
 
 from blpseg.config import DataConfig, LayoutName, OptimConfig, TrainConfig
-from blpseg.data.folder import choose_evaluation_split, choose_splits, open_folder
+from blpseg.data.folder import ScribbleFolder, choose_evaluation_split, choose_splits
 from blpseg.data.layouts import LAYOUTS
 from blpseg.data.layouts.context import CONTEXT_CLASSES
 from blpseg.errors import UserError
@@ -188,14 +188,14 @@ def data_set(request: pytest.FixtureRequest, shapes: Path, tmp_path: Path) -> Da
 
 def refused(config: DataConfig, split: str | None = None, **options: object) -> str:
     with pytest.raises(UserError) as caught:
-        open_folder(config, split, **options)
+        ScribbleFolder(config, split, **options)
     return str(caught.value)
 
 
 def test_samples_are_those_of_the_folder(data_set: DataSet, shapes: Path) -> None:
     config, k, _ = data_set
     train_split, val_split = choose_splits(config)
-    samples = open_folder(config, train_split)
+    samples = ScribbleFolder(config, train_split)
     assert samples.names == TRAIN and len(samples.classes) == k
     for name, sample in zip(TRAIN, samples, strict=False):
         labels = labels_of(shapes, "scribbles", name)
@@ -206,7 +206,7 @@ def test_samples_are_those_of_the_folder(data_set: DataSet, shapes: Path) -> Non
             1,
             2,
         ]
-    validation = open_folder(config, val_split, labels="masks")
+    validation = ScribbleFolder(config, val_split, labels="masks")
     assert validation.names == VAL and choose_evaluation_split(config) == val_split
     for name, sample in zip(VAL, validation, strict=False):
         mask, expected = sample.mask.numpy(), labels_of(shapes, "masks", name)
@@ -218,7 +218,7 @@ def test_samples_are_those_of_the_folder(data_set: DataSet, shapes: Path) -> Non
 
 
 def test_loader_processes_may_be_spawned(data_set: DataSet) -> None:
-    samples = open_folder(data_set.config, choose_splits(data_set.config)[0])
+    samples = ScribbleFolder(data_set.config, choose_splits(data_set.config)[0])
     assert torch.equal(pickle.loads(pickle.dumps(samples))[2].target, samples[2].target)
 
 
@@ -251,10 +251,10 @@ def test_missing_scribbles_are_named(data_set: DataSet) -> None:
 def test_scribbles_may_lie_elsewhere(data_set: DataSet, tmp_path: Path) -> None:
     config, _, folder = data_set
     split, _ = choose_splits(config)
-    before = open_folder(config, split)[0].target
+    before = ScribbleFolder(config, split)[0].target
     shutil.move(config.root / folder, tmp_path / "mine")
     config.scribbles = tmp_path / "mine"
-    assert torch.equal(open_folder(config, split)[0].target, before)
+    assert torch.equal(ScribbleFolder(config, split)[0].target, before)
     config.scribbles = tmp_path / "nowhere"
     assert refused(config, split) == f"{tmp_path / 'nowhere'}: expected a folder, but there is none"
 
@@ -262,15 +262,15 @@ def test_scribbles_may_lie_elsewhere(data_set: DataSet, tmp_path: Path) -> None:
 def test_missing_images_masks_and_lists_are_named(data_set: DataSet) -> None:
     config = data_set.config
     _, val = choose_splits(config)
-    files = open_folder(config, val, labels="masks").files[0]
+    files = ScribbleFolder(config, val, labels="masks").files[0]
     files.mask.unlink()
     if config.layout in ("voc", "s4pascal"):  # the other folder has it
-        assert open_folder(config, val, labels="masks").files[0].mask != files.mask
+        assert ScribbleFolder(config, val, labels="masks").files[0].mask != files.mask
     else:
         assert f"{files.mask.name}: missing" in refused(config, val, labels="masks")
     files.image.unlink()
     if config.layout in ("s4cityscapes", "s4ade20k"):  # its images are those in the folder
-        assert open_folder(config, val, labels="masks").names == VAL[1:]
+        assert ScribbleFolder(config, val, labels="masks").names == VAL[1:]
     else:
         assert f"{files.image.name}: missing" in refused(config, val, labels="masks")
     message = refused(config, "nosuch")
@@ -291,25 +291,25 @@ def test_label_values_beyond_the_classes_are_named(data_set: DataSet) -> None:
 
 def test_voc_prefers_the_authors_png_and_takes_widths(shapes: Path, tmp_path: Path) -> None:
     config = write_voc(shapes, tmp_path).config
-    thin = open_folder(config, "trainaug")[0].target
+    thin = ScribbleFolder(config, "trainaug")[0].target
     config.scribble_width = 3
-    assert (open_folder(config, "trainaug")[0].target < 21).sum() > 2.5 * (thin < 21).sum()
+    assert (ScribbleFolder(config, "trainaug")[0].target < 21).sum() > 2.5 * (thin < 21).sum()
     png = write_voc(shapes, tmp_path / "png", "png").config
-    assert torch.equal(open_folder(png, "trainaug")[0].target, thin)
+    assert torch.equal(ScribbleFolder(png, "trainaug")[0].target, thin)
     shutil.move(png.root / "../scribble_annotation/pascal_2012_label", config.root / "..")
     folder = config.root / "../scribble_annotation"
     shutil.move(config.root / "../pascal_2012_label", folder / "pascal_2012_label")
-    assert torch.equal(open_folder(config, "trainaug")[0].target, thin)
+    assert torch.equal(ScribbleFolder(config, "trainaug")[0].target, thin)
 
 
 def test_own_numbers_go_before_the_layouts(shapes: Path, tmp_path: Path) -> None:
     config, _, folder = write_scribblecoco(shapes, tmp_path)
-    before = open_folder(config, "train")[0].target
+    before = ScribbleFolder(config, "train")[0].target
     for path in (config.root / folder).iterdir():
         labels = np.array(Image.open(path)).astype(int)
         write(path, np.where(labels == 255, 0, labels + 1))
     config.unlabeled_value, config.first_class_value = 0, 1
-    assert torch.equal(open_folder(config, "train")[0].target, before)
+    assert torch.equal(ScribbleFolder(config, "train")[0].target, before)
     cityscapes = write_s4cityscapes(shapes, tmp_path).config
     cityscapes.unlabeled_value = 0
     assert refused(cityscapes, "train").startswith("data.unlabeled_value: Cityscapes' labelIds")
@@ -321,7 +321,7 @@ def test_training_classes_of_cityscapes(shapes: Path, tmp_path: Path) -> None:
     labels = np.zeros((48, 64), int)
     labels[0, :34] = range(34)
     write(path, labels)
-    target = open_folder(config, "train")[0].target[0, :34].tolist()
+    target = ScribbleFolder(config, "train")[0].target[0, :34].tolist()
     # trainIds as cityscapesScripts defines them, 19 standing for "not trained on".
     other = 19
     assert target == [
@@ -338,7 +338,7 @@ def test_context_without_lists_numbers_59_classes(shapes: Path, tmp_path: Path) 
     mask[0, :60] = range(60)
     for name in VAL:
         savemat(classes / f"{name}.mat", {"LabelMap": mask})
-    found = open_folder(config, "val", labels="masks")[0].mask
+    found = ScribbleFolder(config, "val", labels="masks")[0].mask
     assert found[0, :60].tolist() == list(range(60))
     savemat(classes / "shape5.mat", {"LabelMap": mask + 400})
     assert "shape5.mat: holds the value 400, 401" in refused(config, "val", labels="masks")
@@ -382,7 +382,7 @@ def test_lists_of_context_are_checked(shapes: Path, tmp_path: Path) -> None:
 
 def test_the_classes_of_ade20k_come_with_it(shapes: Path, tmp_path: Path) -> None:
     config = write_s4ade20k(shapes, tmp_path).config
-    assert open_folder(config, "training").classes[:2] == ["wall", "thing2"]
+    assert ScribbleFolder(config, "training").classes[:2] == ["wall", "thing2"]
     path = config.root / "objectInfo150.txt"
     text = path.read_text()
     path.write_text(text.replace("\n77\t", "\n78\t"))
@@ -399,6 +399,6 @@ def test_the_configuration_knows_every_layout() -> None:
 
 def test_every_image_without_lists(shapes: Path, tmp_path: Path) -> None:
     config = write_scribblecoco(shapes, tmp_path).config
-    assert open_folder(config, None, labels="masks").names == TRAIN + VAL
+    assert ScribbleFolder(config, None, labels="masks").names == TRAIN + VAL
     shutil.rmtree(config.root / "SegmentationClassAug")
     assert choose_splits(config) == ("train", None)

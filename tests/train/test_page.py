@@ -13,7 +13,8 @@ import pytest
 from PIL import Image
 
 from blpseg.errors import UserError
-from blpseg.evaluation import Evaluation, evaluate, page_of
+from blpseg.evaluation import Evaluation, evaluate
+from blpseg.evaluation.outputs import page_of
 from blpseg.views import Views
 
 VOID_TAGS = {"meta", "img", "br", "input", "link"}

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from blpseg.config import DataConfig
 from blpseg.data.folder import ScribbleFolder
 from blpseg.pictures import (
     COLORS,
@@ -90,7 +91,7 @@ def test_contact_sheet_refuses_columns_of_different_length() -> None:
 def test_comparison_sheet_shows_the_truth_where_it_is_known(shapes: Path, tmp_path: Path) -> None:
     widths = {}
     for labels in ("masks", "scribbles"):
-        folder = ScribbleFolder(shapes, "val", labels=labels)
+        folder = ScribbleFolder(DataConfig(shapes), "val", labels=labels)
         samples = [folder[0], folder[1]]
         maps = [sample.target.numpy() for sample in samples]
         sheet = comparison_sheet(samples, {"ours": maps}, maps, folder.classes, cell=100)

@@ -23,10 +23,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from blpseg import cli
 from blpseg.checkpoints import load_checkpoint, save_checkpoint, write_whole
 from blpseg.config import AugmentConfig, DataConfig, LogConfig, OptimConfig, TrainConfig
-from blpseg.errors import UserError
-from blpseg.interruption import TrainingStopped
-from blpseg.run_folder import RunFolder
+from blpseg.errors import TrainingStopped, UserError
 from blpseg.training import Step, train
+from blpseg.training.run_folder import RunFolder
 
 from .conftest import small_config
 
@@ -290,9 +289,9 @@ def test_another_configuration_is_refused(make_config: MakeConfig, own_shapes: P
     message = str(caught.value)
     assert message.startswith("3 problems in ") and "run/config.yaml" in message
     for line in (
-        "augment.crop: 32 there, 48 asked for",
-        "optim.learning_rate: 0.003 there, 1.0 asked for",
-        "optim.batch_size: 2 there, 4 asked for",
+        "augment.crop: 32 saved, 48 requested",
+        "optim.learning_rate: 0.003 saved, 1.0 requested",
+        "optim.batch_size: 2 saved, 4 requested",
     ):
         assert f"\n  {line}" in message
     data = DataConfig(own_shapes, workers=0)
@@ -306,5 +305,5 @@ def test_only_a_run_is_resumed(make_config: MakeConfig) -> None:
     (config.output / "notes.txt").write_text("precious")
     with pytest.raises(UserError, match="exists already and is not empty"):
         train(config)
-    with pytest.raises(UserError, match="either continued or replaced"):
+    with pytest.raises(UserError, match="resume and overwrite: expected one of them"):
         replace(config, overwrite=True)

@@ -283,5 +283,5 @@ def test_simulated_scribbles_can_be_trained_on(shapes: Path, own_shapes: Path) -
         path.unlink()
     argv = ["simulate", str(own_shapes / "masks"), f"--output={own_shapes / 'scribbles'}"]
     assert main(["scribbles", *argv]) == 0
-    samples = ScribbleFolder(own_shapes)
+    samples = ScribbleFolder(DataConfig(own_shapes))
     assert all((sample.target < 3).any() for sample in (samples[i] for i in range(3)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,7 +14,6 @@ import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.data import DataLoader
 
-from blpseg import training
 from blpseg.checkpoints import build_model, load_model
 from blpseg.config import (
     AugmentConfig,
@@ -24,10 +24,12 @@ from blpseg.config import (
     TrainConfig,
 )
 from blpseg.data.folder import ScribbleFolder
+from blpseg.data.stream import TrainingStream
 from blpseg.errors import UserError
 from blpseg.metrics import Scores
 from blpseg.model import BLPSeg
-from blpseg.training import Step, TrainingStream, TrainResult, train
+from blpseg.training import Step, TrainResult, run, train
+from blpseg.training.display import in_words
 
 MakeConfig = Callable[..., TrainConfig]
 
@@ -43,7 +45,9 @@ def losses_of(config: TrainConfig) -> list[tuple[float, float]]:
 
 
 def stream_of(shapes: Path, seed: int = 0) -> TrainingStream:
-    return TrainingStream(ScribbleFolder(shapes, "train"), AugmentConfig(crop=32), 20, seed)
+    return TrainingStream(
+        ScribbleFolder(DataConfig(shapes), "train"), AugmentConfig(crop=32), 20, seed
+    )
 
 
 def test_training_learns_the_shapes(trained_once: TrainResult) -> None:
@@ -157,7 +161,7 @@ def test_best_checkpoint_is_the_one_with_the_best_miou(
 ) -> None:
     mious = iter([0.2, 0.5, 0.4, 0.5])
     monkeypatch.setattr(
-        training, "score_model", lambda *_, **__: Scores(next(mious), {}, None, {}, [], [], 2)
+        run, "score_model", lambda *_, **__: Scores(next(mious), {}, None, {}, [], [], 2)
     )
     result = train(make_config(log=LogConfig(validate_every=1)), on_step=lambda step: None)
     assert load_model(result.best).iteration == 2
@@ -186,13 +190,13 @@ def test_loaded_model_answers_as_the_trained_one(
     make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     built = []
-    original = training.build_model
+    original = run.build_model
 
     def build_model(*args: object) -> BLPSeg:
         built.append(original(*args))
         return built[-1]
 
-    monkeypatch.setattr(training, "build_model", build_model)
+    monkeypatch.setattr(run, "build_model", build_model)
     result = train(make_config(), on_step=lambda step: None)
     loaded = load_model(result.last)
     assert not loaded.model.training
@@ -216,7 +220,7 @@ def test_existing_run_is_refused(make_config: MakeConfig) -> None:
     config = make_config()
     config.output.mkdir()
     (config.output / "last.pt").write_text("precious")
-    with pytest.raises(UserError, match="exists already and is not empty; --overwrite true"):
+    with pytest.raises(UserError, match="exists already and is not empty; --resume"):
         train(config)
     assert (config.output / "last.pt").read_text() == "precious"
 
@@ -224,7 +228,7 @@ def test_existing_run_is_refused(make_config: MakeConfig) -> None:
 def test_a_file_in_the_place_of_the_run_folder_is_refused(make_config: MakeConfig) -> None:
     config = make_config(overwrite=True)
     config.output.write_text("precious")
-    with pytest.raises(UserError, match="a file of this name exists"):
+    with pytest.raises(UserError, match="expected the path of a run folder, but it is a file"):
         train(config)
     assert config.output.read_text() == "precious"
 
@@ -278,9 +282,7 @@ def test_a_loss_that_is_not_finite_names_iteration_and_images(
     config = make_config()
     with pytest.raises(UserError) as caught:
         train(config, on_step=lambda step: None)
-    stream = TrainingStream(
-        ScribbleFolder(config.data.root, "train"), config.augment, 8, config.seed
-    )
+    stream = TrainingStream(ScribbleFolder(config.data, "train"), config.augment, 8, config.seed)
     names = ", ".join(stream[position].name for position in (4, 5))
     message = str(caught.value)
     assert (
@@ -296,4 +298,26 @@ def test_terminal_shows_scores_and_a_run_too_short_for_self_training(
     result = train(config)
     shown = capsys.readouterr().err
     assert f"Iteration 2: mIoU {100 * result.scores.miou:.2f} %" in shown
-    assert "Without self-training: it would begin at iteration 10000 of 2" in shown
+    assert "Self-training is not reached: it would start at iteration 10000" in shown
+
+
+def test_terminal_says_how_long_the_run_takes(
+    make_config: MakeConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    optim = OptimConfig(3e-3, batch_size=2, iterations=14, self_training_from=0.5)
+    train(make_config(optim=optim))
+    shown = capsys.readouterr().err
+    assert "Self-training starts at iteration 7 of 14." in shown
+    (line,) = re.findall("About .*", shown)
+    assert re.fullmatch(
+        r"About \d+ s for 14 iterations \([\d.e-]+ s each, measured on the first 11\), "
+        r"plus 1 validation of 2 images\.",
+        line,
+    )
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(3, "3 s"), (99, "99 s"), (720, "12 min"), (12_600, "3.5 h")]
+)
+def test_durations_in_words(seconds: float, text: str) -> None:
+    assert in_words(seconds) == text

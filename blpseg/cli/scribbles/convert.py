@@ -1,4 +1,4 @@
-"""Turn ScribbleSup XML, LabelMe JSON or CVAT XML into label maps."""
+"""Convert ScribbleSup XML, LabelMe JSON or CVAT XML to label maps."""
 
 from __future__ import annotations
 
@@ -11,21 +11,26 @@ from blpseg.cli.arguments import make_parser
 def run(argv: Sequence[str]) -> int:
     """Run the command; return its exit code."""
     parser = make_parser(
-        "scribbles convert", "INPUT [INPUT ...] --classes NAMES --output DIR [--width W]", __doc__
+        "scribbles convert",
+        "INPUT [INPUT ...] --classes NAMES --output FOLDER [--width W]",
+        __doc__,
     )
     from blpseg.data.shapes import Reduction
 
     parser.add_argument("inputs", nargs="+", type=Path, help="Files, or folders of them.")
     parser.add_argument(
-        "--classes", required=True, help="File of class names, one a line; or voc, context, coco."
+        "--classes", required=True, help="File of class names, one per line; or voc, context, coco."
     )
     parser.add_argument("--output", type=Path, required=True, help="Folder for the label maps.")
     parser.add_argument(
-        "--width", type=int, default=1, help="Width of lines: 1 (the authors'), 3 (others')."
+        "--width",
+        type=int,
+        default=1,
+        help="Width of lines in pixels; the authors use 1, other work 3.",
     )
     parser.add_class_arguments(Reduction)
     parser.add_argument("--overwrite", type=bool, default=False, help="Replace earlier label maps.")
-    options = parser.parse_args(argv)
+    options = parser.parse(argv)
 
     from blpseg.scribbles.convert import convert, find_classes
 
@@ -37,5 +42,5 @@ def run(argv: Sequence[str]) -> int:
         reduction=Reduction(options.shrink, options.drop, options.seed),
         overwrite=options.overwrite,
     )
-    print(f"Label maps written to {options.output}: {len(written)} (255 is unlabelled).")
+    print(f"Label maps written to {options.output}: {len(written)} (255 is unlabeled).")
     return 0

@@ -9,22 +9,27 @@ from blpseg.cli.arguments import make_parser
 
 
 def run(argv: Sequence[str]) -> int:
-    """Run the command; return its exit code: 1 where files cannot be used."""
+    """Run the command; return its exit code: 1 if some files cannot be used."""
     parser = make_parser(
-        "scribbles inspect", "--data.root DIR [--output DIR] [--key=value ...]", __doc__
+        "scribbles inspect", "--data.root FOLDER [--output FOLDER] [--key=value ...]", __doc__
     )
     from blpseg.config import DataConfig
 
     parser.add_class_arguments(DataConfig, "data")
     parser.add_argument(
-        "--split", type=str | None, help="Part of the data set; default: what is trained on."
+        "--split", type=str | None, help="Part of the data set; null: the training part."
     )
     parser.add_argument(
-        "--measure", type=int, default=500, help="Images to compare scribbles with masks on."
+        "--measure",
+        type=int,
+        default=500,
+        help="Number of images whose scribbles are compared with masks.",
     )
-    parser.add_argument("--output", type=Path | None, help="Folder for plots and a JSON file.")
-    parser.add_argument("--overwrite", type=bool, default=False, help="Replace these files.")
-    options = parser.instantiate(parser.parse_args(argv))
+    parser.add_argument(
+        "--output", type=Path | None, help="Folder for plots and a JSON file; null: write none."
+    )
+    parser.add_argument("--overwrite", type=bool, default=False, help="Replace earlier plots.")
+    options = parser.parse(argv)
 
     from blpseg.scribbles.inspect import inspect
     from blpseg.scribbles.tables import print_inspection

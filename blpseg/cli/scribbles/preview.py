@@ -1,4 +1,4 @@
-"""Draw scribbles in colour over their images."""
+"""Draw scribbles in color over their images."""
 
 from __future__ import annotations
 
@@ -11,18 +11,16 @@ from blpseg.cli.arguments import make_parser
 def run(argv: Sequence[str]) -> int:
     """Run the command; return its exit code."""
     parser = make_parser(
-        "scribbles preview", "--data.root DIR --output DIR [--key=value ...]", __doc__
+        "scribbles preview", "--data.root FOLDER --output FOLDER [--key=value ...]", __doc__
     )
     from blpseg.config import DataConfig
 
     parser.add_class_arguments(DataConfig, "data")
-    parser.add_argument(
-        "--split", type=str | None, help="Part of the data set; default: all of it."
-    )
-    parser.add_argument("--count", type=int | None, help="Images to draw; default: all.")
+    parser.add_argument("--split", type=str | None, help="Part of the data set; null: all of it.")
+    parser.add_argument("--count", type=int | None, help="Number of images to draw; null: all.")
     parser.add_argument("--output", type=Path, required=True, help="Folder for the pictures.")
     parser.add_argument("--overwrite", type=bool, default=False, help="Replace earlier pictures.")
-    options = parser.instantiate(parser.parse_args(argv))
+    options = parser.parse(argv)
 
     from blpseg.scribbles.preview import preview
 

@@ -1,4 +1,4 @@
-"""Draw scribbles on masks as people would."""
+"""Simulate scribbles on masks, as people draw them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from blpseg.errors import UserError
 
 def run(argv: Sequence[str]) -> int:
     """Run the command; return its exit code."""
-    parser = make_parser("scribbles simulate", "MASKS --output DIR [--key=value ...]", __doc__)
+    parser = make_parser("scribbles simulate", "MASKS --output FOLDER [--key=value ...]", __doc__)
     from blpseg.data.scribbles import ScribbleOptions
 
     parser.add_argument("masks", type=Path, help="Folder of PNG label maps.")
@@ -20,7 +20,7 @@ def run(argv: Sequence[str]) -> int:
     parser.add_argument("--seed", type=int, default=0, help="Seed of the scribbles.")
     parser.add_argument("--void", type=int, default=255, help="Value of void pixels in the masks.")
     parser.add_argument("--overwrite", type=bool, default=False, help="Replace earlier scribbles.")
-    options = parser.parse_args(argv)
+    options = parser.parse(argv)
 
     from dataclasses import fields
 
@@ -38,5 +38,5 @@ def run(argv: Sequence[str]) -> int:
         void=options.void,
         overwrite=options.overwrite,
     )
-    print(f"Label maps written to {options.output}: {len(written)} (255 is unlabelled).")
+    print(f"Label maps written to {options.output}: {len(written)} (255 is unlabeled).")
     return 0

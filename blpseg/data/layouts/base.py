@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
 
+from blpseg.config import DataConfig
 from blpseg.data.formats.scribblesup import read_scribblesup
 from blpseg.data.labels import IGNORE, LabelFormat, LabelValues, numbered_classes, read_png
 from blpseg.data.photos import IMAGE_SUFFIXES
@@ -49,9 +50,10 @@ class Numbering:
     mask_first_class_value: int | None = None
     """The first class in mask files; None: as in scribble files."""
 
-    def changed(self, given: Mapping[str, int | None]) -> Numbering:
-        """Put in those of the fields that are given and not None."""
-        return Numbering(**asdict(self) | {k: v for k, v in given.items() if v is not None})
+    def changed(self, config: DataConfig) -> Numbering:
+        """Replace the values that the configuration sets; its fields have the same names."""
+        configured = {part.name: getattr(config, part.name) for part in fields(self)}
+        return replace(self, **{name: v for name, v in configured.items() if v is not None})
 
     def scribble_values(self, num_classes: int) -> LabelValues:
         """Decode scribble files of K classes."""
@@ -107,29 +109,24 @@ class Layout(ABC):
         scored = self.has_split(root, self.val_split) and self.has_masks(root)
         return self.train_split, self.val_split if scored else None
 
-    def scribble_formats(
-        self, classes: list[str], given: Mapping[str, int | None], line_width: int
-    ) -> dict[str, LabelFormat]:
-        """How scribble files are read, by suffix.
+    def scribble_formats(self, classes: list[str], config: DataConfig) -> dict[str, LabelFormat]:
+        """Map each suffix of scribble files to the way they are read.
 
         Args:
             classes: The classes' names.
-            given: Fields of `Numbering` that the user gave; None where not.
-            line_width: Width in pixels of lines that a file holds as points.
+            config: The data options.
 
         Raises:
-            UserError: If the numbers given do not fit.
+            UserError: The configured values contradict each other or the layout.
         """
-        png = self.numbering.changed(given).scribble_values(len(classes))
+        png = self.numbering.changed(config).scribble_values(len(classes))
         drawn = Numbering(unlabeled_value=UNLABELED).scribble_values(len(classes))
-        draw = partial(_draw_xml, classes=classes, width=line_width)
+        draw = partial(_draw_xml, classes=classes, width=config.scribble_width)
         return {".png": LabelFormat(png, read_png), ".xml": LabelFormat(drawn, draw)}
 
-    def mask_formats(
-        self, root: Path, classes: list[str], given: Mapping[str, int | None]
-    ) -> dict[str, LabelFormat]:
-        """How mask files are read, by suffix; arguments as in `scribble_formats`."""
-        values = self.numbering.changed(given).mask_values(len(classes))
+    def mask_formats(self, classes: list[str], config: DataConfig) -> dict[str, LabelFormat]:
+        """Map each suffix of mask files to the way they are read; see `scribble_formats`."""
+        values = self.numbering.changed(config).mask_values(len(classes))
         return {".png": LabelFormat(values, read_png)}
 
 

@@ -11,11 +11,12 @@ classes (trainIds) on loading. The others become unlabelled in scribbles and voi
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 
+from blpseg.config import DataConfig
 from blpseg.data.labels import IGNORE, LabelFormat, LabelValues, read_png
-from blpseg.data.layouts.base import PartFolders
+from blpseg.data.layouts.base import Numbering, PartFolders
 from blpseg.errors import UserError
 
 _LABEL_IDS = {
@@ -49,18 +50,14 @@ class CityscapesLayout(PartFolders):
         """Name the 19 classes; they are known."""
         return list(_LABEL_IDS)
 
-    def scribble_formats(
-        self, classes: list[str], given: Mapping[str, int | None], line_width: int
-    ) -> dict[str, LabelFormat]:
-        """PNG label maps of labelIds."""
-        _refuse(given)
+    def scribble_formats(self, classes: list[str], config: DataConfig) -> dict[str, LabelFormat]:
+        """Read PNG label maps of labelIds."""
+        _refuse_values(config)
         return {".png": LabelFormat(_values(len(classes)), read_png)}
 
-    def mask_formats(
-        self, root: Path, classes: list[str], given: Mapping[str, int | None]
-    ) -> dict[str, LabelFormat]:
-        """PNG label maps of labelIds."""
-        _refuse(given)
+    def mask_formats(self, classes: list[str], config: DataConfig) -> dict[str, LabelFormat]:
+        """Read PNG label maps of labelIds."""
+        _refuse_values(config)
         return {".png": LabelFormat(_values(IGNORE), read_png)}
 
 
@@ -69,11 +66,12 @@ def _values(blank_label: int) -> LabelValues:
     return LabelValues(dict.fromkeys(_ALL_IDS, blank_label) | train_ids, "labelIds, 0 to 33 or 255")
 
 
-def _refuse(given: Mapping[str, int | None]) -> None:
-    for name, value in given.items():
+def _refuse_values(config: DataConfig) -> None:
+    for name in (part.name for part in fields(Numbering)):
+        value = getattr(config, name)
         if value is not None:
             raise UserError(
-                f"data.{name}: Cityscapes' labelIds have their meaning; expected none, got {value}"
+                f"data.{name}: expected no value, as Cityscapes' labelIds are fixed; got {value}"
             )
 
 

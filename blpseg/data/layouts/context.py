@@ -17,10 +17,10 @@ Without the lists, and in .png files, 0 is background and 1 to 59 are the classe
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from blpseg.config import DataConfig
 from blpseg.data.labels import LabelFormat, LabelValues, read_mat
 from blpseg.data.layouts.base import ListedLayout, read_lines
 from blpseg.errors import UserError
@@ -43,15 +43,13 @@ _LABELS, _LABELS_59 = "labels.txt", "59_labels.txt"
 class ContextLayout(ListedLayout):
     """The layout at the top of this file."""
 
-    def mask_formats(
-        self, root: Path, classes: list[str], given: Mapping[str, int | None]
-    ) -> dict[str, LabelFormat]:
-        """PNG label maps and .mat files."""
-        formats = super().mask_formats(root, classes, given)
+    def mask_formats(self, classes: list[str], config: DataConfig) -> dict[str, LabelFormat]:
+        """Read PNG label maps and .mat files."""
+        formats = super().mask_formats(classes, config)
         mat = formats[".png"].values
         for folder in self.masks:
-            if (root / folder / _LABELS).is_file():
-                mat = values_by_name(root / folder, classes)
+            if (config.root / folder / _LABELS).is_file():
+                mat = values_by_name(config.root / folder, classes)
         return formats | {".mat": LabelFormat(mat, read_mat)}
 
 

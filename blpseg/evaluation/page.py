@@ -1,4 +1,4 @@
-"""An evaluation as one HTML page that needs nothing beside it: no script, no file, no network."""
+"""An evaluation as one HTML page: one file, without scripts or links to other files."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import base64
 import io
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -16,37 +16,25 @@ from PIL import Image
 
 from blpseg import __version__
 from blpseg.curves import DISTANCES, distance_chart
-from blpseg.data.folder import Sample
 from blpseg.data.labels import IGNORE
-from blpseg.inference import Prediction
-from blpseg.metrics import DistanceBin, Scores
+from blpseg.evaluation.scores import Evaluation, ImageExample
+from blpseg.metrics import DistanceBin, Scores, percent
 from blpseg.pictures import COLORS, color_labels, draw_scribbles, thumbnail
 from blpseg.views import Views
 
-if TYPE_CHECKING:
-    from blpseg.evaluation import Evaluation, ImageScore
-
-_SIDE = 320  # pixels, of a picture's longer side
+_SIDE = 320  # pixels of a picture's longer side
 _RIGHT, _WRONG, _VOID = (228, 232, 236), (196, 46, 46), (255, 255, 255)
-
-
-class Pictured(NamedTuple):
-    """An image to be shown on the page."""
-
-    score: ImageScore
-    sample: Sample
-    prediction: Prediction
 
 
 def evaluation_page(
     evaluation: Evaluation,
-    pictured: Mapping[str, Sequence[Pictured]],
+    examples: Mapping[str, Sequence[ImageExample]],
 ) -> str:
-    """Write the page.
+    """Render the page.
 
     Args:
-        evaluation: What to show.
-        pictured: Title to the images to show under it.
+        evaluation: The scores.
+        examples: Title of a section to the images in it.
 
     Returns:
         HTML.
@@ -59,18 +47,18 @@ def evaluation_page(
         scores=evaluation.scores,
         views=_views_in_words(evaluation.views, evaluation.crf),
         charts=_charts(evaluation.scores),
-        pictured={
+        sections={
             title: [
                 {
-                    "name": image.score.name,
-                    "miou": image.score.miou,
-                    "pictures": _pictures(image, num_classes),
+                    "name": example.score.name,
+                    "miou": example.score.miou,
+                    "pictures": _pictures(example, num_classes),
                 }
-                for image in images
+                for example in section
             ]
-            for title, images in pictured.items()
+            for title, section in examples.items()
         },
-        percent=_percent,
+        percent=percent,
         bar=_bar,
         swatch=_swatch,
         version=__version__,
@@ -79,8 +67,8 @@ def evaluation_page(
 
 def _views_in_words(views: Views, crf: bool) -> str:
     parts = ["scales " + ", ".join(f"{scale:g}" for scale in views.scales)]
-    parts += ["mirrored too"] if views.flip else []
-    parts += [f"windows of {views.window} px where larger"] if views.window else []
+    parts += ["mirrored images too"] if views.flip else []
+    parts += [f"windows of {views.window} px in larger images"] if views.window else []
     parts += ["dense CRF"] if crf else []
     return "; ".join(parts)
 
@@ -95,7 +83,7 @@ def _charts(scores: Scores) -> list[dict[str, Any]]:
 
 
 def _svg(scores: Scores, field: str) -> Markup:
-    # Text stays text, which is small and can be searched; a fixed salt gives the same file again.
+    # Text as text keeps the file small and searchable; a fixed salt makes it reproducible.
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "blpseg"}):
         file = io.StringIO()
         figure = distance_chart({"": [scores]}, field)
@@ -104,9 +92,9 @@ def _svg(scores: Scores, field: str) -> Markup:
     return Markup(text[text.index("<svg") :])
 
 
-def _pictures(image: Pictured, num_classes: int) -> dict[str, str]:
-    """Caption to picture, as data URIs."""
-    sample, labels = image.sample, image.prediction.labels.numpy()
+def _pictures(example: ImageExample, num_classes: int) -> dict[str, str]:
+    """Map captions to pictures, as data URIs."""
+    sample, labels = example.sample, example.prediction.labels.numpy()
     photo = np.ascontiguousarray(sample.image.permute(1, 2, 0).numpy())
     target, mask = sample.target.numpy(), sample.mask.numpy()
     pictures = {"image": _uri(photo, "JPEG", quality=80)}
@@ -126,10 +114,6 @@ def _uri(picture: np.ndarray, kind: str, **options: int) -> str:
     Image.fromarray(thumbnail(picture, _SIDE)).save(file, kind, optimize=True, **options)
     content = base64.b64encode(file.getvalue()).decode()
     return f"data:image/{kind.lower()};base64,{content}"
-
-
-def _percent(share: float | None) -> str:
-    return "-" if share is None else f"{100 * share:.2f}"
 
 
 def _bar(share: float | None, kind: str = "") -> Markup:

@@ -1,8 +1,9 @@
-"""What makes training on several processes the same as on one, for the same global batch.
+"""Make several processes compute what one process would compute for the same global batch.
 
-A batch of N images is split into equal shares, in the order of its images. The gradients of the
-shares' losses are averaged, so everything that a process computes over its images alone has to be
-put right: batch statistics, dropout's masks and the weights that normalise the annotation loss.
+A batch of N images is split into equal parts, in the order of its images; each process takes one.
+The gradients of the parts' losses are averaged. Three values depend on the whole batch and are
+corrected here: the batch statistics, the dropout masks, and the sum of weights that normalizes the
+annotation loss.
 """
 
 from __future__ import annotations
@@ -20,21 +21,21 @@ from torch.autograd import Function
 from torch.utils.data import Sampler
 
 
-class ShareOfBatches(Sampler[list[int]]):
-    """Positions of this process's images, batch by batch.
+class PartOfBatches(Sampler[list[int]]):
+    """List the stream positions of this process's images, batch by batch.
 
     Args:
-        batches: The batches to go through, e.g. those that an interrupted run has left.
-        batch_size: Images of a batch over all processes, a multiple of their number.
-        rank: Which share this process takes.
+        batches: Indices of the batches, e.g. the remaining ones of a resumed run.
+        batch_size: Images per batch over all processes; a multiple of `processes`.
+        rank: Index of this process.
         processes: Number of processes.
     """
 
     def __init__(self, batches: range, batch_size: int, rank: int, processes: int) -> None:
         self._batches = batches
         self._batch_size = batch_size
-        self._share = batch_size // processes
-        self._start = rank * self._share
+        self._part = batch_size // processes
+        self._start = rank * self._part
 
     def __len__(self) -> int:
         return len(self._batches)
@@ -42,45 +43,50 @@ class ShareOfBatches(Sampler[list[int]]):
     def __iter__(self) -> Iterator[list[int]]:
         for batch in self._batches:
             start = batch * self._batch_size + self._start
-            yield list(range(start, start + self._share))
+            yield list(range(start, start + self._part))
 
 
-def weigh_share(
+def rescale_annotation_loss(
     loss: Tensor,  # []
     target: Tensor,  # [n, H, W]
     num_classes: int,
     unlabeled_weight: float,
     ignore_index: int,
 ) -> Tensor:  # []
-    """Scale a share's annotation loss so that the mean over processes is the whole batch's.
+    """Scale a part's annotation loss so that the mean over processes is the whole batch's loss.
 
-    The loss is normalised by the sum of its pixels' weights. Averaged plainly, a share with few
-    scribbles would count as much as one with many.
+    The loss of a part is divided by the sum of its pixels' weights. A plain mean would count a part
+    with few scribbles as much as one with many. The factor is
+
+        sum of weights of this part * number of processes / sum of weights of all parts.
 
     Args:
-        loss: The share's annotation loss.
-        target: The share's labels.
+        loss: Annotation loss of this process's part.
+        target: Labels of this process's part.
         num_classes: K.
-        unlabeled_weight: Weight of the pixels of value K.
-        ignore_index: Value of the pixels without a weight.
+        unlabeled_weight: Weight of the pixels of value K; labeled pixels have weight 1.
+        ignore_index: Value of the pixels of weight 0.
     """
     if not dist.is_initialized():
         return loss
-    labelled = ((target < num_classes) & (target != ignore_index)).sum()
-    own = labelled + unlabeled_weight * (target == num_classes).sum()
+    labeled = ((target < num_classes) & (target != ignore_index)).sum()
+    own = labeled + unlabeled_weight * (target == num_classes).sum()
     whole = own.clone()
     dist.all_reduce(whole)
     return loss * (own * dist.get_world_size() / whole.where(whole > 0, 1))
 
 
-def synchronise(model: nn.Module, state: PartialState) -> nn.Module:
-    """Let batch norm and dropout act on the whole batch, where there are several processes.
+def synchronize(model: nn.Module, state: PartialState) -> nn.Module:
+    """Replace batch norm and dropout by layers that act on the batch of all processes.
 
-    torch's SyncBatchNorm takes no tensors on the CPU; `BatchNormOnCpu` stands in for it there.
+    torch's SyncBatchNorm accepts no CPU tensors; on the CPU `BatchNormOnCpu` replaces it.
 
     Args:
         model: Its layers are replaced; names, parameters and buffers stay.
         state: Number and device of the processes.
+
+    Returns:
+        The model; unchanged if there is one process.
     """
     if state.num_processes == 1:
         return model
@@ -92,23 +98,23 @@ def synchronise(model: nn.Module, state: PartialState) -> nn.Module:
 
 
 def leave_group() -> None:
-    """Leave the group of processes, where there is one, at a program's end.
+    """Destroy the process group, if there is one, before the program ends.
 
-    gloo's threads end with the last reference to their group. One that lets go of a tensor while
-    Python shuts down aborts the process: exit code 134 after a run that went well.
+    Otherwise a gloo thread may free a tensor while Python shuts down, which aborts the process with
+    exit code 134 after a successful run.
     """
     if dist.is_initialized():
         dist.destroy_process_group()
 
 
 class BatchNormOnCpu(nn.Module):
-    """Batch norm over the images of all processes, each with the same number of pixels.
+    """Normalize over the images of all processes, which have the same number of pixels each.
 
-    Source: as torch.nn.SyncBatchNorm, from its documentation, in torch's differentiable operations.
+    Computes what torch.nn.SyncBatchNorm documents, with differentiable torch operations.
 
     Args:
-        norm: The layer to replace; its parameters and buffers are taken over, and so is the
-            activation that timm's layers carry.
+        norm: The layer to replace. This layer takes over its parameters and buffers, and the
+            dropout and activation that timm's batch norm layers contain.
     """
 
     def __init__(self, norm: nn.BatchNorm2d) -> None:
@@ -123,41 +129,41 @@ class BatchNormOnCpu(nn.Module):
         self,
         x: Tensor,  # [n, C, h, w]
     ) -> Tensor:  # [n, C, h, w]
-        """Normalise by the whole batch's statistics; in evaluation by the running ones."""
+        """Normalize by the whole batch's statistics in training, by the running ones otherwise."""
         if self.training:
             count = x.numel() // x.shape[1] * dist.get_world_size()
             mean = _AllReduce.apply(x.sum((0, 2, 3))) / count
-            off = x - mean[:, None, None]
-            variance = _AllReduce.apply(off.square().sum((0, 2, 3))) / count
+            centered = x - mean[:, None, None]
+            variance = _AllReduce.apply(centered.square().sum((0, 2, 3))) / count
             self._track(mean.detach(), variance.detach(), count)
             factor = self.weight * torch.rsqrt(variance + self.eps)
-            y = off * factor[:, None, None] + self.bias[:, None, None]
+            y = centered * factor[:, None, None] + self.bias[:, None, None]
         else:
             y = F.batch_norm(
                 x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps
             )
-        for then in (self.drop, self.act):
-            y = y if then is None else then(y)
+        for layer in (self.drop, self.act):
+            y = y if layer is None else layer(y)
         return y
 
     def _track(self, mean: Tensor, variance: Tensor, count: int) -> None:
         self.num_batches_tracked += 1
-        share = 1 / int(self.num_batches_tracked) if self.momentum is None else self.momentum
-        self.running_mean.lerp_(mean, share)
-        self.running_var.lerp_(variance * count / max(count - 1, 1), share)
+        momentum = 1 / int(self.num_batches_tracked) if self.momentum is None else self.momentum
+        self.running_mean.lerp_(mean, momentum)
+        self.running_var.lerp_(variance * count / max(count - 1, 1), momentum)
 
 
 class DropoutOfBatch(nn.Dropout2d):
     """Dropout2d with the masks that one process would draw for the whole batch.
 
-    Every process draws them all, from the same random state, and uses its images' own.
+    Every process draws the masks of all images from the same random state and uses its part.
     """
 
     def forward(
         self,
         x: Tensor,  # [n, C, h, w]
     ) -> Tensor:  # [n, C, h, w]
-        """Drop channels, in training."""
+        """Drop channels in training."""
         if not self.training or self.p == 0:
             return x
         n, channels = x.shape[:2]
@@ -167,7 +173,7 @@ class DropoutOfBatch(nn.Dropout2d):
 
 
 class _AllReduce(Function):
-    """The sum over processes; what flows back is the sum of the processes' gradients."""
+    """Sum over processes; the gradient is the sum of the processes' gradients."""
 
     @staticmethod
     def forward(ctx: object, x: Tensor) -> Tensor:
@@ -185,7 +191,7 @@ class _AllReduce(Function):
 def _replace(
     module: nn.Module, old: type[nn.Module], new: Callable[[nn.Module], nn.Module]
 ) -> nn.Module:
-    """Make `new` of every `old` layer."""
+    """Replace every layer of type `old` by `new(layer)`."""
     if isinstance(module, old):
         return new(module).train(module.training)
     for name, child in module.named_children():
