@@ -164,7 +164,7 @@ class BoundaryIoU(Metric):
 
     def _count(self, labels: np.ndarray) -> Tensor:
         counts = np.bincount(labels.ravel(), minlength=self.num_classes)[: self.num_classes]
-        return torch.from_numpy(counts).to(self.both)
+        return torch.from_numpy(counts).to(self.union)
 
 
 class SegmentationScores:

@@ -209,8 +209,8 @@ def test_all_that_does_not_fit_is_named(state: State, tmp_path: Path) -> None:
     [
         ([1, 2], "expected a state dict"),
         ({"epoch": 3}, "expected a state dict"),
-        ({"a": torch.zeros(2)}, r"seg_head\.4\.bias of K >= 2 numbers, which is missing"),
-        ({"seg_head.4.bias": torch.zeros(1)}, r"K >= 2 numbers, got \[1\]"),
+        ({"a": torch.zeros(2)}, r"seg_head\.4\.bias of shape \[K\], K >= 2; got no such tensor"),
+        ({"seg_head.4.bias": torch.zeros(1)}, r"K >= 2; got \[1\]"),
         (Path("code"), "expected a file of tensors"),
     ],
 )

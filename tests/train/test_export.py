@@ -103,7 +103,7 @@ def test_files_that_disagree_are_not_written(
     monkeypatch.setitem(module._FORMATS, ".pt2", (spoiled, run))
     path = tmp_path / "model.pt2"
     path.write_text("precious")
-    message = "not written, as it disagrees with the model: logits differ by up to"
+    message = "not written, as its logits differ from the model's by up to"
     with pytest.raises(UserError, match=message):
         export(checkpoint, path, size=SIZE, overwrite=True)
     assert path.read_text() == "precious"
@@ -123,7 +123,7 @@ def test_not_a_number_is_never_close(checkpoint: Path) -> None:
 
 
 def test_arguments_that_do_not_fit_are_refused(checkpoint: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"expected a name that ends in \.onnx or \.pt2"):
+    with pytest.raises(UserError, match=r"expected a file name that ends in \.onnx or \.pt2"):
         export(checkpoint, tmp_path / "model.tflite")
     with pytest.raises(UserError, match="size: expected height and width in pixels"):
         export(checkpoint, tmp_path / "model.pt2", size=(0, 5))

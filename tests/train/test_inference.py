@@ -90,7 +90,7 @@ def test_logits_are_resized_with_corners_aligned_and_averaged(
     strip: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(inference, "_STRIP", strip)
+    monkeypatch.setattr(inference, "_BAND_SIZE", strip)
     model = Recorder()
     found = predict_image(model, noise, Views(scales, flip=flip))
     mirrored = [False, True] * len(scales) if flip else [False] * len(scales)
@@ -149,8 +149,8 @@ def test_windows_cover_a_side_and_begin_at_cells() -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"scales": []}, "scales: expected numbers above 0, got []"),
-        ({"scales": [1, -0.5]}, "scales: expected numbers above 0"),
+        ({"scales": []}, "scales: expected one or more numbers above 0, got []"),
+        ({"scales": [1, -0.5]}, "scales: expected one or more numbers above 0"),
         ({"window": 30}, "window: expected a multiple of 4, got 30"),
         ({"window": 0}, "window: expected a multiple of 4, got 0"),
         ({"window": 32, "stride": 6}, "stride: expected a multiple of 4, got 6"),

@@ -124,7 +124,7 @@ def test_the_page_is_not_overwritten_either(checkpoint: Path) -> None:
     with pytest.raises(UserError, match=r"trained\.evaluation\.html: exists already"):
         evaluate(checkpoint, quiet=True)
     assert page.read_text() == "precious"
-    with pytest.raises(UserError, match="expected a JSON file to write"):
+    with pytest.raises(UserError, match="expected the name of a JSON file"):
         evaluate(checkpoint, output=page, overwrite=True, quiet=True)
 
 
