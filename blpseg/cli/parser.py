@@ -206,7 +206,7 @@ def nearest(name: str, known: Iterable[str]) -> str | None:
     by_last: dict[str, str] = {}
     for other in ordered:
         by_last.setdefault(_split(other)[1], other)
-    close = difflib.get_close_matches(last, by_last, n=1)
+    close = difflib.get_close_matches(last, by_last, n=1, cutoff=0.65)
     return by_last[close[0]] if close else None
 
 

@@ -150,7 +150,7 @@ def test_seeds_and_masks_are_needed(config: TrainConfig, own_shapes: Path) -> No
         with pytest.raises(UserError, match="seeds: expected different numbers"):
             ablate(config, seeds, quiet=True)
     without = replace(config, data=replace(config.data, root=own_shapes))
-    with pytest.raises(UserError, match="an ablation needs masks/ and a list of images"):
+    with pytest.raises(UserError, match="expected masks and a list of images to score on"):
         ablate(without, [0], quiet=True)
 
 

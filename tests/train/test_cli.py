@@ -323,6 +323,7 @@ def test_unknown_commands_are_refused(capsys: pytest.CaptureFixture[str]) -> Non
     assert error_of(capsys, "paint") == (
         f"unknown command 'paint'; expected one of {', '.join(cli.COMMANDS)}"
     )
+    assert error_of(capsys, "trian").endswith("; did you mean train?")
 
 
 def test_interruption_is_no_traceback(

@@ -90,7 +90,9 @@ def test_shares_make_up_the_batches() -> None:
 
 def test_a_batch_that_cannot_be_shared_is_refused() -> None:
     _check_batch_divides(6, 3)
-    with pytest.raises(UserError, match=r"optim\.batch_size: expected a multiple of the 4 proc"):
+    with pytest.raises(
+        UserError, match=r"optim\.batch_size: expected a multiple of 4, the number of proc"
+    ):
         _check_batch_divides(6, 4)
 
 
@@ -100,7 +102,7 @@ def test_processes_that_would_train_apart_are_refused(
     PartialState(cpu=True)  # accelerate finds this process alone
     monkeypatch.setenv("WORLD_SIZE", "2")  # but another was launched beside it
     config = make_config()
-    with pytest.raises(UserError, match=r"device: expected 2 processes .* got 1; .*--device cpu"):
+    with pytest.raises(UserError, match=r"device: expected 2 processes .* got 1; .*--device=cpu"):
         train(config)
     assert not config.output.exists()
 

@@ -312,7 +312,9 @@ def test_own_numbers_go_before_the_layouts(shapes: Path, tmp_path: Path) -> None
     assert torch.equal(ScribbleFolder(config, "train")[0].target, before)
     cityscapes = write_s4cityscapes(shapes, tmp_path).config
     cityscapes.unlabeled_value = 0
-    assert refused(cityscapes, "train").startswith("data.unlabeled_value: expected no value, as Cityscapes' labelIds")
+    assert refused(cityscapes, "train").startswith(
+        "data.unlabeled_value: expected no value, as Cityscapes' labelIds"
+    )
 
 
 def test_training_classes_of_cityscapes(shapes: Path, tmp_path: Path) -> None:

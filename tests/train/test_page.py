@@ -77,7 +77,7 @@ def test_page_shows_the_scores(checkpoint: Path) -> None:
     for part in scores.by_border_distance + scores.by_scribble_distance:
         share = "-" if part.accuracy is None else f"{100 * part.accuracy:.2f}"
         assert f"{part.span} {share} {part.pixels:,}" in words
-    assert "scales 0.5, 1; mirrored too" in words and "list val" in words
+    assert "scales 0.5, 1; mirrored images too" in words and "list val" in words
     assert page.tags.count("svg") == 2
 
 

@@ -105,5 +105,7 @@ def test_inputs_that_name_nothing_are_refused(photos: Path, name: str) -> None:
 def test_devices_that_do_not_exist_are_refused() -> None:
     assert choose_device("cpu") == torch.device("cpu")
     assert choose_device("auto").type in ("cpu", "cuda", "mps", "xpu")
-    with pytest.raises(UserError, match="device: expected auto or a torch device of this machine, got 'abacus'"):
+    with pytest.raises(
+        UserError, match="device: expected auto or a torch device of this machine, got 'abacus'"
+    ):
         choose_device("abacus")
