@@ -85,6 +85,45 @@ def assert_equal(results: Results, expected: Results) -> None:
         assert torch.equal(getattr(results, name), getattr(expected, name)), name
 
 
+def probabilities(
+    forward: Operator, backward: Operator, features: Tensor, *params: float | None
+) -> tuple[Tensor, Tensor]:
+    """Return P[key, query] of one image as forward and as backward compute it, without eps.
+
+    With one channel per pixel that is 1 there and 0 elsewhere, an output is a probability, and so
+    is a gradient of the values. In it the key's side of backward multiplies the features.
+    """
+    h, w = features.shape[2:]
+    one_hot = torch.eye(h * w, dtype=features.dtype).reshape(1, h * w, h, w)
+    results = run_with(forward, backward, Case(features, one_hot, one_hot, *params))
+    return results.output[0].flatten(1), results.grad_values[0].flatten(1).T
+
+
+def assert_scores_agree(forward_probs: Tensor, backward_probs: Tensor) -> None:
+    """Assert that both passes had the same scores, also those of far_clusters, about 1e6.
+
+    One unit in the last place of such a score in float32 is 2^-4, which would change a probability
+    by 6 %.
+    """
+    seen = forward_probs > 1e-6  # smaller ones may be skipped
+    assert seen.sum() > len(seen)  # more than each pixel's own
+    ratio = (backward_probs / forward_probs)[seen]
+    assert (ratio - 1).abs().max() < 1e-4
+
+
+def far_clusters(h: int, w: int, dim: int) -> Tensor:  # [1, D, h, w]
+    """Two clusters of features, 2000 apart: no shift makes all scores small.
+
+    Along the axis that separates them, features of a cluster differ by 1e-3, and scores by about 1.
+    """
+    features = _of_norm(1.0, h, w, dim)
+    axis = features[:, dim // 2]
+    axis *= 1e-3
+    axis[..., : w // 2] += 1000.123
+    axis[..., w // 2 :] -= 1000.123
+    return features
+
+
 class ErrorBudget:
     """A case, what it gives in float64, and how far results may be from that.
 

@@ -21,8 +21,11 @@ from ._lam_inputs import (
     Case,
     ErrorBudget,
     Results,
+    assert_scores_agree,
+    far_clusters,
     hostile,
     normal_case,
+    probabilities,
     random_case,
     run_with,
 )
@@ -100,6 +103,14 @@ def test_halves_are_multiplied_as_given(dtype: torch.dtype) -> None:
     assert all(getattr(results, name).dtype == dtype for name in CHECKED)
     assert results.log_denominator.dtype == torch.float32
     ErrorBudget(case).check_halves(results)
+
+
+@pytest.mark.parametrize("dims", [16, 100])
+def test_forward_and_backward_have_the_same_scores(dims: int) -> None:
+    from blpseg_ops.triton.lam import lam, lam_backward
+
+    features = far_clusters(9, 10, dims).to(torch.float32)
+    assert_scores_agree(*probabilities(lam, lam_backward, features, 6.0, 0.0, 1.0, None))
 
 
 # These differ in what the pack kernel has to do; test_layouts.py has all layouts of all ops.
