@@ -19,10 +19,10 @@ RESULTS = ("output", "log_denominator", "grad_features", "grad_values")
 CHECKED = ("output", "grad_features", "grad_values")
 Operator = Callable[..., tuple[Tensor, Tensor]]
 
-H, W = (
-    26,
-    33,
-)  # of hostile inputs: 20 tiles of 64 pixels, so that no kernel takes its path for small maps
+# How far the module in float32 may be from float64, relative to the largest number of a result.
+MODULE_TOLERANCE = 1e-3
+# Of hostile inputs: 20 tiles of 64 pixels, so that no kernel takes its path for small maps.
+H, W = 26, 33
 
 
 @dataclass(frozen=True)
@@ -192,6 +192,25 @@ class ErrorBudget:
         own = abs(wide.scale) * wide.features.abs().amax(1) * own_prob * terms.sum(1)
         size = self.expected.grad_features.abs().amax(1).maximum(own)
         return size.amax((1, 2))[:, None, None, None]
+
+
+def smooth_images(n: int, h: int, w: int) -> Tensor:  # [N, 3, h, w], variance about 1
+    """Images whose patches resemble their neighbors, with 5 % of noise, as photos are.
+
+    White noise would not do: all its patches are so far apart that LAM returns its input, and the
+    gradients of the embedding are rounding noise.
+    """
+    coarse = randn(n, 3, -(-h // 16), -(-w // 16))
+    images = torch.nn.functional.interpolate(coarse, (h, w), mode="bicubic", align_corners=False)
+    return images + 0.05 * randn(n, 3, h, w, seed=1)
+
+
+def module_step(
+    module: LocalAggregation, images: Tensor, logits: Tensor
+) -> tuple[Tensor, ...]:  # the output and the gradient of each parameter
+    """Run the module forward and backward, with the sum of squares as loss."""
+    output = module(images, logits)
+    return output.detach(), *torch.autograd.grad(output.square().sum(), module.parameters())
 
 
 def random_case(features: Tensor, channels: int = 3, **params: float) -> Case:

@@ -16,17 +16,25 @@ from torch import Tensor
 import blpseg_ops
 from blpseg_ops import backends
 
+from ._common import randn
 from ._lam_inputs import (
+    CHECKED,
     HOSTILE,
+    MODULE_TOLERANCE,
     RESULTS,
     Case,
     ErrorBudget,
     Results,
     assert_equal,
+    assert_scores_agree,
+    far_clusters,
     hostile,
+    module_step,
     normal_case,
+    probabilities,
     run_kernel,
     run_reference,
+    smooth_images,
 )
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
@@ -160,14 +168,9 @@ def test_lam_multiplies_halves_as_given(
 ) -> None:
     *shape, eps = size
     case = normal_case(*shape, sigma=2.5, eps=eps, scale=0.7).to(dtype)
-    results, truth = _on_device(case), ErrorBudget(case).truth
-    # Shares and gradients of scores are rounded to the dtype, and so is what comes out.
-    tolerance = 4 * torch.finfo(dtype).eps
-    for name in ("output", "grad_features", "grad_values"):
-        result, wanted = getattr(results, name), getattr(truth, name)
-        assert result.dtype == dtype
-        error = (result - wanted).abs().max()
-        assert error <= tolerance * wanted.abs().max() + 1e-12, f"{name}: off by {error:.1e}"
+    results = _on_device(case)
+    assert all(getattr(results, name).dtype == dtype for name in CHECKED)
+    ErrorBudget(case).check_halves(results)
 
 
 @pytest.mark.parametrize("eps", [0.0, 1e-7])
@@ -220,9 +223,36 @@ def test_lam_shows_what_is_not_finite() -> None:
         assert getattr(results, name)[0].isfinite().all()
 
 
-def test_local_aggregation_trains_under_a_cuda_graph_and_autocast() -> None:
-    module = blpseg_ops.LocalAggregation(sigma=3.0, eps=1e-7).cuda()
-    images, logits = torch.randn(2, 3, 64, 80).cuda(), torch.randn(2, 21, 16, 20).cuda()
+def test_forward_and_backward_have_the_same_scores() -> None:
+    for dims in (16, 50, 100, 300):
+        features = far_clusters(9, 10, dims).to(torch.float32)
+        assert_scores_agree(*probabilities(_lam, _lam_backward, features, 6.0, 0.0, 1.0, None))
+
+
+def _lam(*args: Any) -> tuple[Tensor, ...]:
+    return _on_cuda(torch.ops.blpseg.lam, args)
+
+
+def _lam_backward(*args: Any) -> tuple[Tensor, ...]:
+    return _on_cuda(torch.ops.blpseg.lam_backward, args)
+
+
+def _on_cuda(op: Callable[..., tuple[Tensor, ...]], args: tuple[Any, ...]) -> tuple[Tensor, ...]:
+    on_device = (x.cuda() if isinstance(x, Tensor) else x for x in args)
+    return tuple(result.cpu() for result in op(*on_device))
+
+
+@pytest.fixture
+def tf32_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let torch compute convolutions and matrix products of float32 in TF32, as users may."""
+    monkeypatch.setattr(torch.backends.cudnn.conv, "fp32_precision", "tf32")
+    monkeypatch.setattr(torch.backends.cuda.matmul, "fp32_precision", "tf32")
+
+
+@pytest.mark.parametrize("dim", [256, 32])  # with and without coordinates
+def test_local_aggregation_trains_under_a_cuda_graph_and_autocast(dim: int) -> None:
+    module = blpseg_ops.LocalAggregation(dim, sigma=3.0, eps=1e-7).cuda()
+    images, logits = smooth_images(2, 64, 80).float().cuda(), randn(2, 21, 16, 20).float().cuda()
 
     def step() -> tuple[Tensor, ...]:
         with torch.autocast("cuda", torch.bfloat16):
@@ -242,19 +272,23 @@ def test_local_aggregation_trains_under_a_cuda_graph_and_autocast() -> None:
         torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-5 * wanted.abs().max().item())
 
 
-def test_local_aggregation_agrees_with_the_cpu() -> None:
+def _agrees_with_the_cpu() -> None:
     module = blpseg_ops.LocalAggregation(sigma=3.0).double()
-    images = torch.randn(2, 3, 50, 70, dtype=torch.float64)
-    logits = torch.randn(2, 5, 13, 18, dtype=torch.float64)
+    images, logits = smooth_images(2, 50, 70), randn(2, 5, 13, 18)
+    expected = module_step(module, images, logits)
+    module.to("cuda", torch.float32)
+    results = module_step(module, images.float().cuda(), logits.float().cuda())
+    for got, wanted in zip(results, expected, strict=True):
+        assert (got.cpu() - wanted).abs().max() <= MODULE_TOLERANCE * wanted.abs().max()
 
-    def step(device: str, dtype: torch.dtype) -> tuple[Tensor, ...]:
-        twin = module.to(device, dtype)
-        output = twin(images.to(device, dtype), logits.to(device, dtype))
-        return output.detach(), *torch.autograd.grad(output.square().sum(), twin.parameters())
 
-    expected = step("cpu", torch.float64)
-    for got, wanted in zip(step("cuda", torch.float32), expected, strict=True):
-        assert (got.cpu() - wanted).abs().max() <= 1e-3 * wanted.abs().max()
+def test_local_aggregation_agrees_with_the_cpu() -> None:
+    _agrees_with_the_cpu()
+
+
+@pytest.mark.usefixtures("tf32_allowed")
+def test_local_aggregation_is_in_float32_whatever_the_tf32_switches_say() -> None:
+    _agrees_with_the_cpu()
 
 
 @pytest.mark.parametrize("eps", [0.0, 1e-7])
