@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import pickle
-from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
 from blpseg.config import ModelConfig
 from blpseg.errors import UserError
+from blpseg.files import write_whole
 from blpseg.model import BLPSeg
 from blpseg.pretrained import weights_cache
 
@@ -70,39 +68,6 @@ def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
         OSError: The file cannot be written; an older one is kept.
     """
     write_whole(path, lambda file: torch.save(content, file))
-
-
-def temporary_path(path: Path) -> Path:
-    """Return the file that `write_whole` writes before it renames it to `path`."""
-    return path.with_name(path.name + ".part")
-
-
-def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Write a temporary file and rename it, so that `path` is complete whenever it exists.
-
-    A process that is killed in between leaves the temporary file.
-
-    Args:
-        path: The file; an older one is replaced.
-        write: Writes the content.
-
-    Raises:
-        OSError: The file cannot be written; an older one is kept.
-    """
-    temporary = temporary_path(path)
-    try:
-        with temporary.open("wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except (OSError, RuntimeError) as error:  # torch.save raises RuntimeError on a full disk
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        cause = error.__context__ if isinstance(error.__context__, OSError) else error
-        raise OSError(
-            f"{path}: could not be written ({cause}); an older file of this name is kept"
-        ) from error
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:

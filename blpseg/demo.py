@@ -7,7 +7,6 @@ The scores are printed as measured, whichever network wins.
 
 from __future__ import annotations
 
-import json
 import time
 from dataclasses import dataclass, replace
 from importlib.resources import files
@@ -21,7 +20,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from blpseg.ablation import BASELINE as BASELINE_VARIANT
+from blpseg.ablation.variants import BASELINE as BASELINE_VARIANT
 from blpseg.checkpoints import load_model
 from blpseg.config import TrainConfig, read_config
 from blpseg.curves import DISTANCES, distance_curves
@@ -30,6 +29,7 @@ from blpseg.data.scenes import write_scenes
 from blpseg.data.scribbles import simulate_scribbles
 from blpseg.errors import UserError
 from blpseg.evaluation.scores import score_model
+from blpseg.files import write_json
 from blpseg.inference import Prediction, predict_image
 from blpseg.metrics import Scores, percent
 from blpseg.pictures import comparison_sheet, save_label_map, save_picture
@@ -109,7 +109,7 @@ def demo(quick: bool = False, output: Path = Path("blpseg-demo")) -> dict[str, A
         "machine": {"torch": torch.__version__, "threads": torch.get_num_threads()},
         "seconds": round(time.monotonic() - start, 1),
     }
-    (output / "demo.json").write_text(json.dumps(result, indent=2) + "\n")
+    write_json(output / "demo.json", result)
     _print(console, scores, quick, result["seconds"], [*pictures, output / "demo.json"])
     return result
 

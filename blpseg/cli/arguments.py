@@ -109,6 +109,8 @@ def find_run(arguments: Sequence[str], command: str) -> RunArguments:
     first, *rest = arguments
     if not rest and first not in shipped_configs() and Path(first).is_dir():
         return RunArguments(config_file(OWN_DATA_CONFIG), Path(first))
+    if Path(first).is_dir() and rest and rest[0] in shipped_configs():
+        raise UserError(f"expected CONFIG before FOLDER: {command} {rest[0]} {first}")
     config = config_file(first)
     if not rest:
         return RunArguments(config, None)

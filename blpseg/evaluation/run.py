@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from blpseg.errors import UserError
 from blpseg.evaluation.outputs import check_outputs, default_output, page_of
 from blpseg.evaluation.page import evaluation_page
 from blpseg.evaluation.scores import Evaluation, ImageExample, ImageScore, score_model
+from blpseg.files import write_json
 from blpseg.inference import Prediction, predict_image
 from blpseg.metrics import BOUNDARY_RATIO, image_miou
 from blpseg.views import SINGLE_VIEW, Views
@@ -115,7 +115,7 @@ def evaluate(
         title: [example(index) for index in indices] for title, indices in _extremes(images).items()
     }
     output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(json.dumps(evaluation.as_plain_data(), indent=2) + "\n")
+    write_json(output, evaluation.as_plain_data())
     page_of(output).write_text(evaluation_page(evaluation, examples), encoding="utf-8")
     return evaluation
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,9 +9,10 @@ from typing import Any
 
 import yaml
 
-from blpseg.checkpoints import load_checkpoint, temporary_path, write_whole
+from blpseg.checkpoints import load_checkpoint
 from blpseg.config import TrainConfig, fixed_settings
 from blpseg.errors import UserError, raise_problems
+from blpseg.files import temporary_path, write_json, write_whole
 from blpseg.metrics import Scores
 
 _STATE = {"optimizer", "schedule", "scaler", "best_miou", "scores", "validated", "images"}
@@ -104,8 +104,7 @@ class RunFolder:
 
     def write_scores(self, scores: Scores) -> None:
         """Write the scores of the last iteration."""
-        text = json.dumps(scores.as_plain_data(), indent=2) + "\n"
-        write_whole(self.scores, lambda file: file.write(text.encode()))
+        write_json(self.scores, scores.as_plain_data())
 
 
 def fingerprint(images: Sequence[str]) -> dict[str, int]:

@@ -13,8 +13,8 @@ import pytest
 import yaml
 from PIL import Image
 
-from blpseg import ablation as module
 from blpseg.ablation import BASELINE, VARIANTS, Ablation, Run, Spread, ablate, ablation_table
+from blpseg.ablation.run import _claim, _settings
 from blpseg.cli import main
 from blpseg.config import ModelConfig, OptimConfig, TrainConfig
 from blpseg.curves import distance_curves
@@ -118,7 +118,7 @@ def test_folders_of_something_else_are_left_alone(config: TrainConfig) -> None:
 
 
 def test_other_settings_are_refused_by_name(config: TrainConfig) -> None:
-    module._claim(config.output, module._settings(config))
+    _claim(config.output, _settings(config))
     other = replace(config, model=replace(config.model, sigma=3.0))
     with pytest.raises(UserError, match=r"model.sigma: 6.0 saved, 3.0 requested"):
         ablate(other, [0], quiet=True)

@@ -236,6 +236,10 @@ def test_wrong_files_are_named(config_file: Path, capsys: pytest.CaptureFixture[
     assert "nowhere: expected the folder of a data set, found none" in error_of(
         capsys, "train", "small", "nowhere"
     )
+    folder = str(config_file.parent)
+    assert error_of(capsys, "train", folder, "small") == (
+        f"expected CONFIG before FOLDER: blpseg train small {folder}"
+    )
     assert error_of(capsys, "train").startswith(
         "expected the folder of a data set: blpseg train FOLDER"
     )

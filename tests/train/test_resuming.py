@@ -21,9 +21,10 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from blpseg import cli
-from blpseg.checkpoints import load_checkpoint, save_checkpoint, write_whole
+from blpseg.checkpoints import load_checkpoint, save_checkpoint
 from blpseg.config import AugmentConfig, DataConfig, LogConfig, OptimConfig, TrainConfig
 from blpseg.errors import TrainingStopped, UserError
+from blpseg.files import write_whole
 from blpseg.training import Step, train
 from blpseg.training.run_folder import RunFolder
 
