@@ -40,13 +40,15 @@ def main() -> None:
 
 
 def _tidy(cell: nbformat.NotebookNode) -> None:
-    """Remove what differs between runs without meaning: times of cells, terminal codes, stderr."""
+    """Drop times, stderr and terminal codes; join the pieces in which stdout arrived."""
     cell.metadata.pop("execution", None)
-    if "outputs" in cell:
-        cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr"]
-        for output in cell.outputs:
-            if "text" in output:
-                output.text = TERMINAL_CODES.sub("", output.text)
+    if cell.cell_type != "code":
+        return
+    outputs = [output for output in cell.outputs if output.output_type != "stream"]
+    pieces = [o.text for o in cell.outputs if o.output_type == "stream" and o.name == "stdout"]
+    if text := TERMINAL_CODES.sub("", "".join(pieces)).strip("\n"):
+        outputs.insert(0, nbformat.v4.new_output("stream", name="stdout", text=text + "\n"))
+    cell.outputs = outputs
 
 
 if __name__ == "__main__":
