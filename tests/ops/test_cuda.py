@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import fields
 from typing import Any
 
@@ -243,10 +243,14 @@ def _on_cuda(op: Callable[..., tuple[Tensor, ...]], args: tuple[Any, ...]) -> tu
 
 
 @pytest.fixture
-def tf32_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
+def tf32_allowed() -> Iterator[None]:
     """Let torch compute convolutions and matrix products of float32 in TF32, as users may."""
-    monkeypatch.setattr(torch.backends.cudnn.conv, "fp32_precision", "tf32")
-    monkeypatch.setattr(torch.backends.cuda.matmul, "fp32_precision", "tf32")
+    conv, matmul = torch.backends.cudnn.conv.fp32_precision, torch.get_float32_matmul_precision()
+    torch.backends.cudnn.conv.fp32_precision = "tf32"
+    torch.set_float32_matmul_precision("high")
+    yield
+    torch.backends.cudnn.conv.fp32_precision = conv
+    torch.set_float32_matmul_precision(matmul)
 
 
 @pytest.mark.parametrize("dim", [256, 32])  # with and without coordinates
