@@ -56,6 +56,21 @@ class Resources(NamedTuple):
     spilled: int  # NVIDIA: bytes of stack; AMD: registers
 
 
+TRITON = tuple(int(part) for part in triton.__version__.split(".")[:2])
+
+
+def spill_limit(name: str, launch: Launch) -> int:
+    """Return the bytes of stack (AMD: registers) that a kernel may take.
+
+    Some of the largest launches use all 255 registers, and ptxas puts a few numbers aside; how
+    many depends on the order of independent statements, so on Triton's version. A window's mask
+    takes more registers.
+    """
+    if TRITON < (3, 8):
+        return 224
+    return 64 if launch.constants.get("WINDOW") else 8 if name == "describe" else 16
+
+
 def preparations(family: str) -> Iterator[tuple[str, torch.dtype, Launch]]:
     """The launches of the kernels before the main ones, in float32."""
     launches = {

@@ -211,3 +211,13 @@ def test_far_tiles_are_left_out() -> None:
     for query_tile in range(40):
         listed = lists[0, query_tile, : lengths[0, query_tile]].tolist()
         assert listed == list(range(max(query_tile - 2, 0), min(query_tile + 3, 40)))
+
+
+@pytest.mark.xfail(reason="score gradients are rounded to float16 before the product", strict=True)
+def test_gradients_under_loss_scaling_are_finite_where_the_result_is() -> None:
+    case = normal_case(1, 64, 3, 9, 10, norm=0.5, sigma=1.0)
+    case = replace(case, values=30 * case.values, grad_output=3000 * case.grad_output)
+    budget = ErrorBudget(case.to(torch.float16))
+    # The gradient fits in float16; the score gradients, sums over channels, exceed its 65504.
+    assert 2**14 < budget.expected.grad_features.abs().max() < 2**15
+    budget.check_halves(_run(case.to(torch.float16)))
