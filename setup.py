@@ -1,14 +1,20 @@
-"""Drives CMake (see CMakeLists.txt, which alone describes the native build) from setuptools.
+"""Build blpseg: the setuptools script, and the PEP 517 backend that pyproject.toml names.
 
-The install never fails for want of native code: blpseg_ops works in pure Python too. What could
-not be built, and why, is written to blpseg_ops/_native_build.json, from where blpseg_ops shows it.
+The script drives CMake; CMakeLists.txt alone describes the native build. An install without native
+code does not fail, since blpseg_ops also works in pure Python. What was not built, and why, is
+written to blpseg_ops/_native_build.json; `python -m blpseg_ops` shows it.
+
+The backend is setuptools' with one addition. pip builds in an isolated environment, which hides
+installed packages. The backend makes an installed torch visible again, so that native code is built
+against it and no second one (5 GB) is downloaded. Without a torch, torch is a build requirement, so
+that `pip install .` alone is enough to get native code.
 
 Environment:
     BLPSEG_NATIVE         0: build no native code; 1: a failed native build fails the install
     BLPSEG_CUDA           0: leave the CUDA library out even where nvcc is found
     BLPSEG_SANITIZE       1: CPU kernels with sanitizers, for the fuzzer (see CONTRIBUTING.md)
     TORCH_CUDA_ARCH_LIST  as for PyTorch's own extensions, e.g. "8.0;9.0+PTX"
-    MAX_JOBS              compilers to run side by side
+    MAX_JOBS              number of compilers that run at a time
 """
 
 from __future__ import annotations
@@ -20,9 +26,12 @@ import runpy
 import shutil
 import subprocess
 import sys
+import sysconfig
+from importlib import metadata
 from pathlib import Path
 
-from setuptools import Extension, setup
+from setuptools import Extension, build_meta, setup
+from setuptools.build_meta import *  # noqa: F403  (the hooks that need no change)
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent.resolve()
@@ -151,8 +160,42 @@ class NativeBuild(build_ext):
         return {}
 
 
-setup(
-    # A name without sources, which makes the wheel a binary one; the sources are CMake's to know.
-    ext_modules=[Extension("blpseg_ops._C", sources=[])],
-    cmdclass={"build_ext": NativeBuild},
-)
+OLDEST_TORCH = (2, 10)  # the first with every stable-ABI call that csrc/ makes
+
+
+def _has_torch() -> bool:
+    try:
+        version = metadata.version("torch")
+    except metadata.PackageNotFoundError:
+        return False
+    return tuple(int(part) for part in version.split(".")[:2]) >= OLDEST_TORCH
+
+
+# The isolated build runs the same interpreter, so "purelib" still names the outer environment.
+# Appended, not prepended: packages of the build environment take precedence.
+if not _has_torch():
+    sys.path.append(sysconfig.get_path("purelib"))
+
+
+def _build_requirements() -> list[str]:
+    if _has_torch() or NATIVE == "0":
+        return []
+    return ["torch>={}.{}".format(*OLDEST_TORCH)]
+
+
+def get_requires_for_build_wheel(config_settings=None):
+    """PEP 517 hook."""
+    return build_meta.get_requires_for_build_wheel(config_settings) + _build_requirements()
+
+
+def get_requires_for_build_editable(config_settings=None):
+    """PEP 660 hook."""
+    return build_meta.get_requires_for_build_editable(config_settings) + _build_requirements()
+
+
+if __name__ == "__main__":  # also when setuptools' own backend runs this file
+    setup(
+        # A name without sources makes the wheel a binary one; CMake knows the sources.
+        ext_modules=[Extension("blpseg_ops._C", sources=[])],
+        cmdclass={"build_ext": NativeBuild},
+    )
