@@ -15,7 +15,7 @@ import torch
 
 from benchmarks.gpu_model_chip import ctas_per_sm
 from benchmarks.gpu_model_launches import Launch
-from benchmarks.gpu_model_sass import Instruction, Loop, loops, parse
+from benchmarks.gpu_model_sass import Cost, Instruction, Loop, loops, parse
 
 ARCH = 90  # compute capability 9.0
 ROOT = Path(__file__).parents[1]
@@ -45,6 +45,17 @@ class Compiled(NamedTuple):
     def ctas(self) -> int:
         """CTAs that an SM holds at a time."""
         return ctas_per_sm(self.registers, self.shared_memory, 32 * self.warps)
+
+
+class Work(NamedTuple):
+    """A launch, before its time is predicted."""
+
+    name: str
+    phase: str  # "forward" or "backward"
+    compiled: Compiled
+    cost: Cost  # of one warp
+    programs: float
+    hbm_bytes: float  # arguments, each once
 
 
 def compile_launch(launch: Launch) -> Compiled:

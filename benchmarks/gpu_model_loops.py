@@ -1,4 +1,8 @@
-"""Which loop of the source a loop of machine code is, and how often each of them runs."""
+"""Which loop of the source a loop of machine code is, and how often each of them runs.
+
+Machine code has the source line of each instruction, so a loop of machine code is the source loop
+that most of its instructions come from.
+"""
 
 from __future__ import annotations
 
@@ -29,17 +33,30 @@ class SourceLoop(NamedTuple):
 Trips = Callable[[Chain, float], float | None]
 
 
-def total_cost(whole: Loop, trips: Trips) -> Cost:
+# How often an instruction with this chain is executed per iteration of the loop around it: less
+# than 1 in code behind a condition.
+Share = Callable[[Chain], float]
+
+
+def total_cost(whole: Loop, trips: Trips, share: Share = lambda chain: 1.0) -> Cost:
     """What one warp does in all of a kernel."""
     total = Cost()
-    _add(total, whole, 1.0, (), trips)
+    _add(total, whole, 1.0, (), trips, share)
     return total
 
 
 def _add(
-    total: Cost, loop: Loop, iterations: float, around: tuple[Chain, ...], trips: Trips
+    total: Cost,
+    loop: Loop,
+    iterations: float,
+    around: tuple[Chain, ...],
+    trips: Trips,
+    share: Share,
 ) -> None:
-    total.add(cost(loop.own), iterations)
+    shares = [share(one.chain) for one in loop.own]
+    for value in set(shares):
+        part = [one for one, of_one in zip(loop.own, shares, strict=True) if of_one == value]
+        total.add(cost(part), value * iterations)
     chains = [identify(inner, around) for inner in loop.inner]
     for inner, chain in zip(loop.inner, chains, strict=True):
         found = trips(chain, iterations) if chain else None
@@ -47,7 +64,7 @@ def _add(
             found = iterations  # a loop that waits, or that runs once
         elif chains.count(chain) > 1:  # unrolled by the compiler, and what is left over
             found = _split(loop, inner, chains, chain, found)
-        _add(total, inner, found, (*around, chain) if chain else around, trips)
+        _add(total, inner, found, (*around, chain) if chain else around, trips, share)
 
 
 def _split(
@@ -79,6 +96,30 @@ def identify(loop: Loop, around: tuple[Chain, ...]) -> Chain | None:
 def header(chain: Chain) -> str:
     """The loop's header and, behind it, the lines of the calls that lead to it."""
     return " <- ".join(_lines(file)[line - 1].strip() for file, line in chain)
+
+
+def is_behind(chain: Chain, condition: str) -> bool:
+    """Whether a line follows, in its block, one that matches and skips the rest (``continue``)."""
+    return any(
+        first < line <= last for file, line in chain for first, last in _skipped(file, condition)
+    )
+
+
+@lru_cache
+def _skipped(file: str, condition: str) -> list[tuple[int, int]]:
+    lines = _lines(file)
+    found = [i for i, line in enumerate(lines) if re.search(condition, line)]
+    return [(i + 1, _end_of_block(lines, i) + 1) for i in found]
+
+
+def _end_of_block(lines: list[str], start: int) -> int:
+    """The last line of the block that a line of C++ stands in."""
+    indent = len(lines[start]) - len(lines[start].lstrip())
+    for i in range(start + 1, len(lines)):
+        blank = not lines[i].strip() or lines[i].startswith("#")
+        if not blank and len(lines[i]) - len(lines[i].lstrip()) < indent:
+            return i - 1
+    return len(lines) - 1
 
 
 @lru_cache

@@ -36,7 +36,8 @@ MATMUL_EFFICIENCY = 0.7  # of the datasheet's rate, by cuBLAS
 # instructions per pair beside the products (distance, score, exponential, sums, conversions).
 FLEX_RATE = {False: 0.5, True: 0.4}  # forward, backward
 FLEX_INSTRUCTIONS = {False: 20, True: 40}
-_VIEWS = "view reshape select slice unbind expand detach transpose permute alias squeeze t empty"
+_VIEWS = "view reshape select slice split unbind expand detach transpose permute alias squeeze t"
+_VIEWS += " unsqueeze unfold as empty"  # as: as_strided
 
 
 class Traffic(NamedTuple):
@@ -57,7 +58,7 @@ class _Count(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         name = func.overloadpacket.__name__.strip("_")
-        if name.removeprefix("new_").removeprefix("un").split("_")[0] in _VIEWS.split():
+        if name.removeprefix("new_").removeprefix("unsafe_").split("_")[0] in _VIEWS.split():
             return result
         results = result if isinstance(result, tuple | list) else [result]
         tensors = [x for x in (*args, *results) if isinstance(x, Tensor)]

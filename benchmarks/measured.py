@@ -12,6 +12,7 @@ class Measured(NamedTuple):
     seconds: float  # median
     peak_bytes: float  # nan where it was not measured
     errors: dict[str, float]  # by tensor, relative to its largest number
+    kernels: dict[str, float]  # device seconds by kernel, where a profiler has seen them
 
 
 Results = dict[tuple[str, Any], Measured]  # by peer and case
@@ -26,6 +27,9 @@ def read(result: dict[str, Any], name: str, case_type: Any) -> Results:
             fields = {**case_type._field_defaults, **info}  # older files lack newer fields
             case = case_type(*(fields[field] for field in case_type._fields))
             results[info["peer"], case] = Measured(
-                benchmark["stats"]["median"], info.get("peak_bytes", nan), info.get("errors", {})
+                benchmark["stats"]["median"],
+                info.get("peak_bytes", nan),
+                info.get("errors", {}),
+                info.get("kernels", {}),
             )
     return results
