@@ -1,6 +1,7 @@
-"""LAM's Triton kernels compiled ahead of time, for chips that need not be there.
+"""Compiles LAM's Triton kernels ahead of time, for chips that this machine does not have.
 
-``python -m tests.ops._lam_aot`` prints the table of docs/lam-gpu.md.
+``python -m tests.ops._lam_aot`` prints the table of benchmarks/results/lam-aot.md for the Triton
+that is installed.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ KERNELS = {
     "list": lam_tile_lists.list_kernel,
     "refine": lam_tile_lists.refine_kernel,
 }
-# Every family's least shared memory a block, in bytes.
+# Bytes per block on the smallest chip of each family.
 SHARED_MEMORY = {"sm_80": 99 << 10, "sm_90": 227 << 10, "sm_100": 227 << 10, "gfx942": 64 << 10}
 
 _POINTERS = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16"}
@@ -49,10 +50,10 @@ _FLOATS = {"scale", "inv_two_sigma_sq", "log_eps", "log_skip_threshold"}
 
 
 class Resources(NamedTuple):
-    """What a compiled kernel takes."""
+    """The resources of a compiled kernel."""
 
-    shared_memory: int  # bytes a block
-    registers: int  # a thread
+    shared_memory: int  # bytes per block
+    registers: int  # per thread
     spilled: int  # NVIDIA: bytes of stack; AMD: registers
 
 
@@ -72,7 +73,7 @@ def spill_limit(name: str, launch: Launch) -> int:
 
 
 def preparations(family: str) -> Iterator[tuple[str, torch.dtype, Launch]]:
-    """The launches of the kernels before the main ones, in float32."""
+    """Yield the launches of the kernels that run before the main ones, in float32."""
     launches = {
         "pack": lam_config.pack(),
         "describe": lam_config.describe(backward=True),
@@ -84,7 +85,7 @@ def preparations(family: str) -> Iterator[tuple[str, torch.dtype, Launch]]:
 
 
 def compile_kernel(name: str, dtype: torch.dtype, launch: Launch, family: str) -> Resources:
-    """Compile one kernel for a family's namesake."""
+    """Compile one kernel for the chip that the family is named after."""
     kernel = KERNELS[name]
     signature = {arg: _type(arg, dtype, launch) for arg in kernel.arg_names}
     aligned = {
@@ -138,7 +139,9 @@ def _read_amd(assembly: str) -> tuple[int, int]:
 
 
 def _table() -> Iterator[str]:
-    """The most that any configuration without a window takes, by chip, kernel and dtype."""
+    """Yield the largest resources of the configurations without a window, per kernel and dtype."""
+    yield f"With Triton {triton.__version__}:"
+    yield ""
     yield "| chip | kernel | dtype | configurations | shared KiB | registers | spilled |"
     yield "|---|---|---|---|---|---|---|"
     for family in lam_config.FAMILIES:

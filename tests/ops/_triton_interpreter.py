@@ -115,7 +115,7 @@ def _cast(builder: Any, x: Any, dtype: Any) -> Any:
 def _as_float32(x: Any) -> Array:
     if x.dtype.scalar == tl.bfloat16:  # stored as uint16
         return (x.data.astype(np.uint32) << np.uint32(16)).view(np.float32)
-    return x.data.astype(np.float32)  # type: ignore[no-any-return]
+    return x.data.astype(np.float32)
 
 
 def _to_bfloat16(x: Array) -> np.ndarray[Any, Any]:
