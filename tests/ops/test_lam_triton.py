@@ -141,7 +141,7 @@ def test_any_layout(layout: str) -> None:
 def test_non_finite_numbers_show(tensor: str, number: float) -> None:
     from blpseg_ops.fallback.lam import lam_backward, lam_forward
 
-    # sigma is so small that the pixel's tile would be left out by all but its neighbours.
+    # sigma is so small that the pixel's tile is skipped by all but its neighbors.
     finite = normal_case(2, 6, 3, 5, 32, sigma=0.5).to(torch.float32)
     changed = getattr(finite, tensor).clone()
     changed[1, 1, 3, 4] = number
@@ -153,7 +153,7 @@ def test_non_finite_numbers_show(tensor: str, number: float) -> None:
         assert getattr(results, name)[0].isfinite().all(), name
 
 
-def test_what_the_kernels_do_not_take_goes_to_the_reference() -> None:
+def test_what_the_kernels_do_not_take_goes_to_the_fallback() -> None:
     from blpseg_ops.fallback.lam import lam_backward, lam_forward
 
     for case in (
@@ -173,7 +173,7 @@ def test_empty_batch() -> None:
 
 
 @pytest.mark.parametrize("symmetric", [False, True])
-def test_lists_are_as_long_as_the_window_is_large(symmetric: bool) -> None:
+def test_list_capacity_follows_the_window(symmetric: bool) -> None:
     from blpseg_ops.triton.lam_describe import describe
     from blpseg_ops.triton.lam_math import LamParams
     from blpseg_ops.triton.lam_pack import TileGrid, pack
@@ -195,7 +195,7 @@ def test_lists_are_as_long_as_the_window_is_large(symmetric: bool) -> None:
         ]
 
 
-def test_far_tiles_are_left_out() -> None:
+def test_far_tiles_are_skipped() -> None:
     from blpseg_ops.triton.lam_describe import describe
     from blpseg_ops.triton.lam_math import LamParams
     from blpseg_ops.triton.lam_pack import TileGrid, pack

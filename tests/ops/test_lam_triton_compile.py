@@ -27,9 +27,9 @@ from ._lam_aot import SHARED_MEMORY, compile_kernel, preparations, spill_limit
 
 
 def _launches(family: str) -> list[tuple[str, torch.dtype, Launch]]:
-    """All with the eps term, without a window and, on one family, with it.
+    """Return the launches with eps, without a window and, for one family, with a window.
 
-    float16 is left out, for it takes what bfloat16 takes.
+    float16 is left out: its kernels take the resources of bfloat16's.
     """
     largest = [
         (name, dtype, launch)
