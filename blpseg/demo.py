@@ -26,7 +26,7 @@ from blpseg.config import TrainConfig, read_config
 from blpseg.curves import DISTANCES, distance_curves
 from blpseg.data.folder import ScribbleFolder
 from blpseg.data.scenes import write_scenes
-from blpseg.data.scribbles import simulate_scribbles
+from blpseg.data.scribble_simulator import simulate_scribbles
 from blpseg.errors import UserError
 from blpseg.evaluation.scores import score_model
 from blpseg.files import write_json

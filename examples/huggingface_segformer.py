@@ -27,7 +27,7 @@ if __name__ == "__main__":
     model = ScribbleSegformer(num_classes=3)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
     images = torch.randn(2, 3, size, size)
-    target = torch.full((2, size, size), 3, dtype=torch.uint8)  # 3 of 3 classes: unlabelled
+    target = torch.full((2, size, size), 3, dtype=torch.uint8)  # 3 of 3 classes: unlabeled
     for label in range(3):
         target[:, (label + 1) * size // 4, 5:-5] = label
     for step in range(5):

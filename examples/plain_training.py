@@ -25,7 +25,7 @@ if __name__ == "__main__":
     place = torch.arange(96) - 48
     mask = place[:, None] ** 2 + place**2 < 32**2
     images = torch.randn(1, 3, 96, 96) + mask * torch.tensor([1.5, 0.0, -1.5]).view(3, 1, 1)
-    target = torch.full((1, 96, 96), 2, dtype=torch.uint8)  # 2 of 2 classes: unlabelled
+    target = torch.full((1, 96, 96), 2, dtype=torch.uint8)  # 2 of 2 classes: unlabeled
     target[:, 2, 5:-5] = 0
     target[:, 48, 32:-32] = 1
     for step in range(60):

@@ -1,4 +1,4 @@
-"""Label maps in files: what their numbers mean, and how each kind of file is read."""
+"""Label maps in files: what their values mean, and how each kind of file is read."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from blpseg.data.photos import UNREADABLE
 from blpseg.errors import UserError
 
 IGNORE = 255
-MAX_CLASSES = 254  # K is "unlabelled" and 255 is "ignore", and both have to fit in uint8
+MAX_CLASSES = 254  # K is "unlabeled" and 255 is "ignore", and both have to fit in uint8
 
-_TABLE_SIZE = 1 << 16  # files hold 8 or 16 bits a pixel
+_TABLE_SIZE = 1 << 16  # files hold 8 or 16 bits per pixel
 _MAT_VARIABLE = "LabelMap"  # PASCAL-Context's name for it
 
 
 @dataclass(frozen=True)
 class LabelValues:
-    """What the numbers in a kind of label file mean."""
+    """What the values in one kind of label file mean."""
 
     labels: Mapping[int, int]
-    """Number in the file to label in memory: 0..K-1, K for unlabelled, 255 for void."""
+    """Value in the file -> label in memory: 0..K-1, K for unlabeled, 255 for void."""
 
     allowed: str
-    """The numbers that a file may hold, in words."""
+    """The values that a file may hold, in words, for messages."""
 
     @cached_property
     def _table(self) -> np.ndarray:
@@ -37,11 +37,11 @@ class LabelValues:
         return table
 
     def decode(self, numbers: np.ndarray) -> np.ndarray:
-        """Turn a file's numbers [H, W], uint8 or uint16, into labels [H, W] uint8."""
+        """Turn a file's values [H, W], uint8 or uint16, into labels [H, W] uint8."""
         return self._table[numbers]
 
     def unknown(self, numbers: np.ndarray) -> list[int]:
-        """List the numbers that have no meaning, ascending."""
+        """List the values that have no meaning, ascending."""
         found = np.flatnonzero(np.bincount(numbers.ravel()))
         return [number for number in found.tolist() if number not in self.labels]
 
@@ -49,17 +49,17 @@ class LabelValues:
 def numbered_classes(
     num_classes: int, first_class: int, blank: int, blank_name: str, blank_label: int
 ) -> LabelValues:
-    """Classes numbered in a row, and one number for pixels without a class.
+    """Map consecutive values to the classes, and one value to pixels without a class.
 
     Args:
         num_classes: K.
-        first_class: Number of class 0 in the file.
-        blank: Number in the file of a pixel without a class.
-        blank_name: What such a pixel is called in messages.
-        blank_label: What such a pixel becomes in memory.
+        first_class: Value of class 0 in the file.
+        blank: Value in the file of a pixel without a class.
+        blank_name: The name of such a pixel in messages.
+        blank_label: The label of such a pixel in memory.
 
     Raises:
-        UserError: If a number lies outside 0..255, or means two things.
+        UserError: A value lies outside 0..255, or has two meanings.
     """
     last = first_class + num_classes - 1
     allowed = f"{first_class} to {last} ({num_classes} classes) or {blank} ({blank_name})"
@@ -79,17 +79,17 @@ class LabelFormat:
     """How label files of one suffix are read."""
 
     values: LabelValues
-    """What their numbers mean."""
+    """What the values mean."""
 
     read: Callable[[Path], np.ndarray]
-    """From a file to its numbers [H, W], uint8 or uint16; raises UserError, naming the file."""
+    """Read a file's values [H, W], uint8 or uint16; raises UserError that names the file."""
 
     def load(self, path: Path) -> np.ndarray:
         """Read a file's labels [H, W] uint8."""
         return self.values.decode(self.read(path))
 
     def problems(self, path: Path, size: tuple[int, int]) -> list[str]:
-        """Say what keeps a file from being the labels of an image of a width and height."""
+        """List what is wrong with a file as the labels of an image of a (width, height)."""
         try:
             numbers = self.read(path)
         except UserError as error:
@@ -105,10 +105,10 @@ class LabelFormat:
 
 
 def read_png(path: Path) -> np.ndarray:  # [H, W] uint8
-    """Read a label map from a picture: mode L or P, or RGB whose three channels are the same.
+    """Read a label map from a picture of mode L or P, or RGB with three equal channels.
 
     Raises:
-        UserError: If the file cannot be read, or is a picture of another mode or of colours.
+        UserError: The file cannot be read, or is a picture of another mode or in color.
     """
     try:
         with Image.open(path) as image:
@@ -121,7 +121,7 @@ def read_png(path: Path) -> np.ndarray:  # [H, W] uint8
         raise UserError(f"{path}: cannot be read ({error})") from error
     if numbers.ndim == 3:  # OpenCV writes label maps like this
         if (numbers != numbers[..., :1]).any():
-            raise UserError(_mode_text(path, "RGB, in colours"))
+            raise UserError(_mode_text(path, "RGB with unequal channels"))
         numbers = numbers[..., 0]
     return numbers
 
@@ -130,7 +130,7 @@ def read_mat(path: Path) -> np.ndarray:  # [H, W] uint16
     """Read a label map from a MATLAB file (up to version 7.2) that holds it as `LabelMap`.
 
     Raises:
-        UserError: If the file cannot be read, or holds no such matrix.
+        UserError: The file cannot be read, or holds no such matrix.
     """
     from scipy.io import loadmat
     from scipy.io.matlab import MatReadError

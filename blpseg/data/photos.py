@@ -1,4 +1,4 @@
-"""Photos as people have them, read as RGB of 8 bits, the way a viewer shows them."""
+"""Read photos of any common kind as 8-bit RGB, the way a viewer shows them."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ _16_BITS = 65535
 
 
 def read_photo(path: Path) -> Image.Image:
-    """Read a photo as RGB of 8 bits a channel, turned as its EXIF orientation says.
+    """Read a photo as 8-bit RGB and apply its EXIF orientation.
 
-    Grey, palette, CMYK and 16-bit photos are converted; transparency is dropped, which leaves the
-    colours that it hid.
+    Gray, palette, CMYK and 16-bit photos are converted. Transparency is dropped, so hidden colors
+    show.
 
     Raises:
-        UserError: If the file cannot be read, holds several pictures, or has values without a known
+        UserError: The file cannot be read, holds several pictures, or has values without a known
             range (floating point, 32 bits).
     """
     try:
@@ -37,11 +37,11 @@ def read_photo(path: Path) -> Image.Image:
 
 
 def photo_size(path: Path) -> tuple[int, int]:
-    """Width and height as seen, from the header.
+    """Read the width and height after EXIF orientation from the header.
 
     Raises:
-        OSError, SyntaxError, ValueError, DecompressionBombError: See `UNREADABLE`; the file is no
-            photo that `read_photo` takes.
+        OSError, SyntaxError, ValueError, DecompressionBombError: `read_photo` would refuse the
+            file; `UNREADABLE` lists these.
     """
     with Image.open(path) as image:
         _require_photo(image)
@@ -51,7 +51,7 @@ def photo_size(path: Path) -> tuple[int, int]:
 
 
 def images_in(folder: Path) -> list[Path]:
-    """List the image files right in a folder, sorted by name."""
+    """List the image files of a folder, without subfolders, sorted by name."""
     return sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
 
 
@@ -61,11 +61,11 @@ def _require_photo(image: Image.Image) -> None:
     if count > 1:
         raise ValueError(f"expected one picture, but the file holds {count}")
     if image.mode in ("F", "I") and not _is_16_bit_png(image):
-        raise ValueError(f"expected 8 or 16 bits a channel, got mode {image.mode}")
+        raise ValueError(f"expected 8 or 16 bits per channel, got mode {image.mode}")
 
 
 def _to_8_bits(image: Image.Image) -> Image.Image:
-    # Pillow reads 16-bit colour as 8-bit by itself, but clips 16-bit grey.
+    # Pillow reads 16-bit color as 8-bit by itself, but clips 16-bit gray.
     if image.mode[0] != "I":
         return image
     values = np.asarray(image).astype(np.uint32)

@@ -1,4 +1,4 @@
-"""Scribbles as lines, and how they become label maps."""
+"""Scribbles as lines, and their drawing into label maps."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from blpseg.errors import UserError
 
 UNLABELED = 255
 
-# ScribbleSup's short names, and those that PASCAL-Context's lists spell in two ways.
-_ALSO = {
+# ScribbleSup's short names, and the two spellings in PASCAL-Context's lists.
+_SYNONYMS = {
     "plane": "aeroplane",
     "bike": "bicycle",
     "table": "diningtable",
@@ -27,10 +27,10 @@ _ALSO = {
 
 
 class Shape(NamedTuple):
-    """One stroke, or what else an annotation program draws."""
+    """A stroke, polygon or set of points from an annotation program."""
 
     kind: Literal["line", "polygon", "points"]
-    """line: open, of the pen's width; polygon: filled; points: dots of the pen's width."""
+    """line: open, as wide as the pen; polygon: filled; points: dots as wide as the pen."""
 
     tag: str
     """Name of the class."""
@@ -43,7 +43,7 @@ class Shape(NamedTuple):
 
 
 class Drawing(NamedTuple):
-    """What was drawn on one image."""
+    """All shapes of one image."""
 
     name: str
     """The image's file name without folder and suffix."""
@@ -55,11 +55,11 @@ class Drawing(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Reduction:
-    """What is taken away from scribbles, for studies of shrunk and dropped ones.
+class ScribbleThinning:
+    """How much of the scribbles to remove, for studies of shorter and fewer scribbles.
 
     Raises:
-        UserError: A share is out of range.
+        UserError: A setting is out of range.
     """
 
     shrink: float = 0.0
@@ -69,7 +69,7 @@ class Reduction:
     """Probability that a shape is left out."""
 
     seed: int = 0
-    """Decides which are left out; those of a smaller `drop` are among those of a larger one."""
+    """Chooses the shapes left out; a larger `drop` leaves out the same shapes and more."""
 
     def __post_init__(self) -> None:
         for name in ("shrink", "drop"):
@@ -85,39 +85,39 @@ def draw_drawing(
     classes: Sequence[str],
     *,
     width: int = 1,
-    reduction: Reduction | None = None,
+    thinning: ScribbleThinning | None = None,
 ) -> np.ndarray:  # [H, W] uint8
     """Draw a label map; later shapes cover earlier ones.
 
-    Points outside the image are moved to its edge first. Lines are Pillow's: 1 px wide ones are
-    Bresenham's; wider ones have round ends.
+    Points outside the image are first clamped to its edge. Pillow draws the lines: 1 px wide ones
+    by Bresenham's algorithm, wider ones with round ends.
 
     Args:
         drawing: The shapes.
         classes: Class names in the order of their labels, at most 254.
         width: Width of the pen in pixels; published scribbles are 1 (the authors') or 3 px wide.
-        reduction: What to leave out; None draws all.
+        thinning: What to leave out; None draws everything.
 
     Returns:
         [H, W] uint8: 0..K-1 where something is drawn, 255 elsewhere.
 
     Raises:
-        UserError: If a tag is no class, naming its file and line, or the width is below 1.
+        UserError: A tag is no class (the message names file and line), or the width is below 1.
     """
     if width < 1:
         raise UserError(f"width: expected at least 1 pixel, got {width}")
-    reduction = reduction or Reduction()
-    rng = np.random.default_rng([reduction.seed, *drawing.name.encode()])
+    thinning = thinning or ScribbleThinning()
+    rng = np.random.default_rng([thinning.seed, *drawing.name.encode()])
     canvas = Image.new("L", drawing.size, UNLABELED)
     draw = ImageDraw.Draw(canvas)
     last_pixel = np.subtract(drawing.size, 1)
     for shape in drawing.shapes:
         label = label_of(shape, classes)
-        if rng.random() < reduction.drop:
+        if rng.random() < thinning.drop:
             continue
         points = np.clip(shape.points, 0, last_pixel)
         if shape.kind == "line":
-            draw_stroke(draw, shrink_stroke(points, reduction.shrink), label, width)
+            draw_stroke(draw, shrink_stroke(points, thinning.shrink), label, width)
         elif shape.kind == "polygon" and len(points) > 1:
             draw.polygon([tuple(point) for point in points.tolist()], fill=label)
         else:
@@ -127,12 +127,12 @@ def draw_drawing(
 
 
 def label_of(shape: Shape, classes: Sequence[str]) -> int:
-    """Find the label of a shape's tag among the classes, by its name or another name it goes by.
+    """Find the label of a shape's tag among the classes, by its name or a known synonym.
 
     Raises:
-        UserError: If it is no class; names the file and line.
+        UserError: The tag is no class; the message names file and line.
     """
-    for name in (shape.tag, _ALSO.get(shape.tag)):
+    for name in (shape.tag, _SYNONYMS.get(shape.tag)):
         if name in classes:
             return classes.index(name)
     raise UserError(
@@ -141,7 +141,7 @@ def label_of(shape: Shape, classes: Sequence[str]) -> int:
 
 
 def shrink_stroke(points: np.ndarray, share: float) -> np.ndarray:
-    """Cut a share of a line's length off, half of it at each end.
+    """Remove a share of a line's length, half of it at each end.
 
     Args:
         points: [P, 2] x, y.

@@ -1,4 +1,4 @@
-"""Augmentation and normalisation, on torchvision's transforms."""
+"""Augmentation and normalization with torchvision's transforms."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class RandomScale(v2.Transform):
         self.high = high
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
-        """Draw the factor and the size it gives."""
+        """Draw the factor and compute the size."""
         factor = torch.empty(1).uniform_(self.low, self.high).item()
         height, width = F.get_size(flat_inputs[0])
         return {"size": [max(1, round(height * factor)), max(1, round(width * factor))]}
@@ -42,7 +42,7 @@ class RandomScale(v2.Transform):
 
 
 def normalize() -> v2.Transform:
-    """Turn an image [3, H, W] uint8 into float32 of ImageNet's mean 0 and deviation 1."""
+    """Return a transform of an image [3, H, W] uint8 to float32, normalized as for ImageNet."""
     return v2.Compose(
         [
             v2.ToDtype({tv_tensors.Image: torch.float32, "others": None}, scale=True),
@@ -52,9 +52,9 @@ def normalize() -> v2.Transform:
 
 
 def augment(flip: float, scale: tuple[float, float], crop: int) -> v2.Transform:
-    """Flip, scale, normalise and crop an image and its target, as published.
+    """Return the published augmentation: flip, scale, normalize and crop an image and its target.
 
-    What lies outside the image is 0 after normalising, and `IGNORE` in the target.
+    Pixels outside the image become 0 after normalizing, and `IGNORE` in the target.
 
     Args:
         flip: Probability of a left-right flip.

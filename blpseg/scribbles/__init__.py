@@ -1,1 +1,1 @@
-"""What `blpseg scribbles` does: one module for each of its commands."""
+"""The commands of `blpseg scribbles`, one module per command."""

@@ -1,4 +1,4 @@
-"""From annotation programs' files to label maps."""
+"""Convert files of annotation programs to label maps."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from blpseg.data.layouts import read_classes
 from blpseg.data.layouts.context import CONTEXT_CLASSES
 from blpseg.data.layouts.scribblecoco import COCO_CLASSES
 from blpseg.data.layouts.voc import VOC_CLASSES
-from blpseg.data.shapes import Drawing, Reduction, draw_drawing, label_of
+from blpseg.data.shapes import Drawing, ScribbleThinning, draw_drawing, label_of
 from blpseg.errors import UserError, raise_problems
 from blpseg.pictures import save_label_map
 from blpseg.scribbles.outputs import prepare_output
@@ -25,27 +25,27 @@ def convert(
     output: Path,
     *,
     width: int = 1,
-    reduction: Reduction | None = None,
+    thinning: ScribbleThinning | None = None,
     overwrite: bool = False,
 ) -> list[Path]:
-    """Draw the shapes in files as label maps OUTPUT/NAME.png of mode P, NAME being the image's.
+    """Draw the shapes in files as label maps OUTPUT/NAME.png of mode P; NAME is the image's.
 
-    Nothing is written unless all can be.
+    If any file is wrong, nothing is written.
 
     Args:
-        inputs: Files of ScribbleSup's or CVAT's XML or LabelMe's JSON, and folders of them.
+        inputs: ScribbleSup or CVAT XML files, LabelMe JSON files, and folders of them.
         classes: Class names in the order of their labels.
         output: Folder for the label maps: 0..K-1 where something is drawn, 255 elsewhere.
         width: Width of lines and points, in pixels.
-        reduction: What to leave out, for studies; None draws all.
-        overwrite: Replace label maps that are there.
+        thinning: What to leave out, for studies; None draws everything.
+        overwrite: Replace existing label maps.
 
     Returns:
         The files written.
 
     Raises:
-        UserError: If a file cannot be read, naming the line; if a tag is no class; if two drawings
-            are of the same name; if a label map exists.
+        UserError: A file cannot be read (the message names the line), a tag is no class, two
+            drawings have the same name, or a label map exists.
     """
     drawings: list[Drawing] = []
     problems = []
@@ -60,22 +60,24 @@ def convert(
         else:
             drawings += found
     counts = Counter(drawing.name for drawing in drawings)
-    problems += [f"{name}: {count} drawings of it" for name, count in counts.items() if count > 1]
+    problems += [
+        f"{name}: {count} drawings of this name" for name, count in counts.items() if count > 1
+    ]
     raise_problems("the inputs; nothing was written", problems)
     prepare_output(output, [f"{drawing.name}.png" for drawing in drawings], overwrite)
     written = []
     for drawing in drawings:
-        labels = draw_drawing(drawing, classes, width=width, reduction=reduction)
+        labels = draw_drawing(drawing, classes, width=width, thinning=thinning)
         written.append(output / f"{drawing.name}.png")
         save_label_map(written[-1], labels)
     return written
 
 
 def find_inputs(inputs: Sequence[Path]) -> list[Path]:
-    """List the files, and those in the folders.
+    """List the given files and the files in the given folders.
 
     Raises:
-        UserError: If an input does not exist or holds no such file.
+        UserError: An input does not exist, or a folder holds no such file.
     """
     found = []
     for path in inputs:
@@ -92,15 +94,15 @@ def find_inputs(inputs: Sequence[Path]) -> list[Path]:
 
 
 def find_classes(name: str) -> Sequence[str]:
-    """Read class names from a file, or take those of a known data set.
+    """Read class names from a file, or return those of a known data set.
 
     Raises:
-        UserError: If it is neither, or the file is no list of classes.
+        UserError: The name is neither, or the file is no list of classes.
     """
     if name in NAMED_CLASSES:
         return NAMED_CLASSES[name]
     if not Path(name).is_file():
         raise UserError(
-            f"{name}: expected a file with class names, one a line, or {', '.join(NAMED_CLASSES)}"
+            f"{name}: expected a file with class names, one per line, or {', '.join(NAMED_CLASSES)}"
         )
     return read_classes(Path(name))

@@ -1,4 +1,4 @@
-"""Working through many files: what is written, and how far it has come."""
+"""Output folders and progress bars of commands that write many files."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ _T = TypeVar("_T")
 
 
 def prepare_output(folder: Path, names: Iterable[str], overwrite: bool) -> None:
-    """Make a folder for files of these names.
+    """Create a folder for files of these names.
 
     Raises:
-        UserError: If one of the files exists already and must not be replaced.
+        UserError: A file exists already and `overwrite` is false.
     """
     if not overwrite:
         raise_problems(
@@ -28,8 +28,8 @@ def prepare_output(folder: Path, names: Iterable[str], overwrite: bool) -> None:
     folder.mkdir(parents=True, exist_ok=True)
 
 
-def watch(items: Iterable[_T], title: str, total: int, quiet: bool) -> Iterable[_T]:
-    """Go through items with a progress bar on a terminal, which leaves nothing behind."""
+def progress(items: Iterable[_T], title: str, total: int, quiet: bool) -> Iterable[_T]:
+    """Iterate over items; show a progress bar on a terminal, and remove it at the end."""
     console = Console(stderr=True)
     hidden = quiet or not console.is_terminal
     return track(items, title, total, console=console, transient=True, disable=hidden)

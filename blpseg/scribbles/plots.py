@@ -1,4 +1,4 @@
-"""Plots of how scribbles are spread: over classes, over images, within regions."""
+"""Plots of where scribbles are: per class, per image, within regions."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from blpseg.data.scribbles import DistanceSums
+from blpseg.data.scribble_statistics import DistanceSums
 
 _REGION, _SCRIBBLE = "#888888", "#c0392b"
-_SHOWN = 0.99  # of the pixels lie left of the plot's end
-_STEP = 0.0025  # of the histogram of labelled shares
+_SHOWN = 0.99  # share of the pixels that the plot's x axis covers
+_STEP = 0.0025  # bin width of the histogram of labeled shares
 _DPI = 110
 
 
 def plot_classes(
     classes: Sequence[str],
     class_images: Sequence[int],  # K
-    labelled_shares: Sequence[float],
+    labeled_shares: Sequence[float],
 ) -> Figure:
-    """Draw how many images have scribbles of each class, and how much of an image is labelled."""
+    """Plot how many images have scribbles of each class, and the labeled share per image."""
     height = max(3.2, 0.17 * len(classes) + 1)
     figure = Figure((8, height), dpi=_DPI, layout="constrained")
     bars, shares = figure.subplots(1, 2, width_ratios=(3, 2))
@@ -32,11 +32,11 @@ def plot_classes(
     bars.margins(x=0.12, y=0.01)
     bars.invert_yaxis()
     bars.set_xlabel("images with a scribble of the class")
-    edges = np.arange(0, max(labelled_shares) + _STEP, _STEP)
-    shares.hist(labelled_shares, edges, color=_SCRIBBLE)
+    edges = np.arange(0, max(labeled_shares) + _STEP, _STEP)
+    shares.hist(labeled_shares, edges, color=_SCRIBBLE)
     shares.xaxis.set_major_formatter(PercentFormatter(1))
     shares.yaxis.set_major_locator(MaxNLocator(integer=True))
-    shares.set_xlabel("labelled share of the image")
+    shares.set_xlabel("labeled share of the image")
     shares.set_ylabel("images")
     for axes in (bars, shares):
         axes.spines[["top", "right"]].set_visible(False)
@@ -44,10 +44,10 @@ def plot_classes(
 
 
 def plot_preference(preference: Mapping[str, tuple[DistanceSums, DistanceSums]]) -> Figure:
-    """Draw how far from their border regions' pixels lie, and scribbled ones.
+    """Plot the distance to the region's border, for all pixels and for scribbled pixels.
 
     Args:
-        preference: Title of a panel to the sums of the regions' pixels and of the scribbled ones.
+        preference: Per panel title, the sums over all pixels and over scribbled pixels.
     """
     figure = Figure((8, 3.2), dpi=_DPI, layout="constrained")
     panels = figure.subplots(1, len(preference), squeeze=False)[0]
@@ -70,5 +70,5 @@ def plot_preference(preference: Mapping[str, tuple[DistanceSums, DistanceSums]])
         axes.yaxis.set_major_formatter(PercentFormatter(1))
         axes.legend(fontsize=7, frameon=False)
         axes.spines[["top", "right"]].set_visible(False)
-    panels[0].set_ylabel("share of the pixels")
+    panels[0].set_ylabel("share of pixels")
     return figure

@@ -1,4 +1,4 @@
-"""Scribbles as pictures, over their images."""
+"""Draw scribbles over their images."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from blpseg.config import DataConfig
 from blpseg.data.folder import Sample, ScribbleFolder
 from blpseg.errors import UserError
 from blpseg.pictures import draw_scribbles, save_picture
-from blpseg.scribbles.outputs import prepare_output, watch
+from blpseg.scribbles.outputs import prepare_output, progress
 
 
 def preview(
@@ -22,28 +22,28 @@ def preview(
     overwrite: bool = False,
     quiet: bool = False,
 ) -> list[Path]:
-    """Draw scribbles in their classes' colours over their images, OUTPUT/NAME.png.
+    """Draw scribbles in their classes' colors over their images, OUTPUT/NAME.png.
 
     Args:
         data: The data set.
         output: Folder for the pictures.
-        split: Part of the data set; None takes every image.
-        count: How many images, from the first on; None takes all.
-        overwrite: Replace pictures that are there.
+        split: Split of the data set; None takes every image.
+        count: Number of images, from the first on; None takes all.
+        overwrite: Replace existing pictures.
         quiet: Show no progress bar.
 
     Returns:
         The files written.
 
     Raises:
-        UserError: If the data set cannot be read, or a picture exists.
+        UserError: The data set cannot be read, or a picture exists.
     """
     if count is not None and count < 1:
         raise UserError(f"count: expected at least 1, got {count}")
     samples = ScribbleFolder(data, split, quiet=quiet)
     names = [f"{name}.png" for name in samples.names[:count]]
     prepare_output(output, names, overwrite)
-    for index, name in watch(enumerate(names), "Drawing", len(names), quiet):
+    for index, name in progress(enumerate(names), "Drawing", len(names), quiet):
         save_picture(output / name, scribble_picture(samples[index], len(samples.classes)))
     return [output / name for name in names]
 

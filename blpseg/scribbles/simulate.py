@@ -1,4 +1,4 @@
-"""From masks to label maps of simulated scribbles."""
+"""Simulate scribbles on a folder of masks."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from dataclasses import asdict
 from pathlib import Path
 
 from blpseg.data.labels import read_png
-from blpseg.data.scribbles import ScribbleOptions, simulate_scribbles
+from blpseg.data.scribble_simulator import ScribbleOptions, simulate_scribbles
 from blpseg.errors import UserError
 from blpseg.pictures import save_label_map
-from blpseg.scribbles.outputs import prepare_output, watch
+from blpseg.scribbles.outputs import prepare_output, progress
 
 
 def simulate(
@@ -22,24 +22,24 @@ def simulate(
     overwrite: bool = False,
     quiet: bool = False,
 ) -> list[Path]:
-    """Scribble on every mask of a folder, and write label maps OUTPUT/NAME.png of mode P.
+    """Simulate scribbles on every mask of a folder; write label maps OUTPUT/NAME.png of mode P.
 
-    A mask's scribbles depend on it, its name, the options and the seed alone.
+    The scribbles of a mask depend only on the mask, its name, the options and the seed.
 
     Args:
         masks: Folder of PNG label maps.
-        output: Folder for the scribbles, in the masks' values; 255 is unlabelled.
-        options: The simulator's dials.
+        output: Folder for the scribbles, in the masks' values; 255 is unlabeled.
+        options: Settings of the simulator.
         seed: Seed.
         void: Value of void pixels in the masks, not scribbled on.
-        overwrite: Replace label maps that are there.
+        overwrite: Replace existing label maps.
         quiet: Show no progress bar.
 
     Returns:
         The files written.
 
     Raises:
-        UserError: If there are no masks, one cannot be read, or a label map exists.
+        UserError: There are no masks, a mask cannot be read, or a label map exists.
     """
     if not 0 <= void <= 255:
         raise UserError(f"void: expected 0 to 255, got {void}")
@@ -52,7 +52,7 @@ def simulate(
         raise UserError(f"{masks}: expected masks (.png), found none")
     prepare_output(output, [f"{path.stem}.png" for path in paths], overwrite)
     written = []
-    for path in watch(paths, "Scribbling", len(paths), quiet):
+    for path in progress(paths, "Scribbling", len(paths), quiet):
         try:
             scribbles = simulate_scribbles(
                 read_png(path),

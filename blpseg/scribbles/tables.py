@@ -1,4 +1,4 @@
-"""An inspection on the terminal."""
+"""Print an inspection on the terminal."""
 
 from __future__ import annotations
 
@@ -7,23 +7,23 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from blpseg.scribbles.inspect import Inspection
+from blpseg.scribbles.inspection import Inspection
 
 _SIZES, _PROBLEMS = 3, 20
 
 
 def print_inspection(inspection: Inspection) -> None:
-    """Print what was found: figures first, and last what has to be mended."""
+    """Print the figures first and the problems last."""
     console = Console(soft_wrap=True, highlight=False)
     part = f", {inspection.split}" if inspection.split else ""
     console.print(f"{escape(inspection.root)}{part}: {inspection.images} images")
     sizes = [f"{size} ({count})" for size, count in list(inspection.sizes.items())[:_SIZES]]
     more = len(inspection.sizes) - len(sizes)
     console.print(f"sizes: {', '.join(sizes)}{f', and {more} others' if more > 0 else ''}")
-    if inspection.labelled_shares:
-        shares = inspection.labelled_shares
+    if inspection.labeled_shares:
+        shares = inspection.labeled_shares
         console.print(
-            f"labelled: {inspection.labelled_share:.2%} of the pixels (images: {shares[0]:.2%} to "
+            f"labeled: {inspection.labeled_share:.2%} of the pixels (images: {shares[0]:.2%} to "
             f"{shares[-1]:.2%}; people: 2 to 5 %)"
         )
     console.print(_class_table(inspection))

@@ -132,7 +132,7 @@ def head(state: State, name: str, x: Tensor) -> Tensor:
 
 
 def aggregated(state: State, images: Tensor, logits: Tensor) -> Tensor:
-    """LAM as published: a dense softmax, times a Gaussian, renormalised with 1e-7."""
+    """LAM as published: a dense softmax, times a Gaussian, renormalized with 1e-7."""
     height, width = images.shape[2:]
     x = conv(state, "embed_proj.proj", F.pad(images, (0, -width % 4, 0, -height % 4)), stride=4)
     x = x - x.mean(1, keepdim=True)

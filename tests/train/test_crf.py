@@ -16,7 +16,7 @@ from blpseg.prediction import predict
 
 
 def mean_field(image: np.ndarray, p: np.ndarray, iterations: int = 10) -> np.ndarray:
-    """All pairs written out: Kraehenbuehl and Koltun's mean field, symmetric normalisation."""
+    """All pairs written out: Kraehenbuehl and Koltun's mean field, symmetric normalization."""
     num_classes, height, width = p.shape
     places = np.indices((height, width)).reshape(2, -1).T.astype(float)
     colors = image.reshape(-1, 3).astype(float)

@@ -64,7 +64,7 @@ def test_class_present_names_scribbled_classes_and_class_0(own_shapes: Path) -> 
     assert folder_of(own_shapes)[0].class_present.tolist() == [True, False, True]
 
 
-def test_other_values_for_unlabelled_and_the_first_class(own_shapes: Path) -> None:
+def test_other_values_for_unlabeled_and_the_first_class(own_shapes: Path) -> None:
     original = folder_of(own_shapes)[0].target
     for path in own_shapes.glob("scribbles/*"):
         shifted = np.where((old := np.array(Image.open(path))) == 255, 0, old + 1)
@@ -157,7 +157,7 @@ def test_values_beyond_the_classes_are_named(own_shapes: Path) -> None:
     Image.fromarray(scribbles).save(own_shapes / "scribbles/shape1.png")
     assert (
         "scribbles/shape1.png: holds the value 3, 200; "
-        "expected 0 to 2 (3 classes) or 255 (unlabelled)" in refused(own_shapes)
+        "expected 0 to 2 (3 classes) or 255 (unlabeled)" in refused(own_shapes)
     )
     Image.new("L", (64, 48), 7).save(own_shapes / "masks/shape1.png")
     Image.new("L", (64, 48), 2).save(own_shapes / "scribbles/shape1.png")
@@ -251,7 +251,7 @@ def test_lists_must_name_each_image_once(own_shapes: Path) -> None:
     has_split = LAYOUTS["folder"].has_split
     assert not has_split(own_shapes, "some") and not has_split(own_shapes, "other")
     assert refused(own_shapes, split="some") == (
-        f"{path}: expected image names, one a line, but it is empty"
+        f"{path}: expected image names, one per line, but it is empty"
     )
     path.write_text("shape1\nshape1\n")
     assert has_split(own_shapes, "some")
@@ -260,6 +260,6 @@ def test_lists_must_name_each_image_once(own_shapes: Path) -> None:
 
 def test_a_value_cannot_mean_two_things(own_shapes: Path) -> None:
     assert refused(own_shapes, unlabeled_value=0) == (
-        "the value 0 cannot mean both unlabelled and class 0: classes are 0 to 2"
+        "the value 0 cannot mean both unlabeled and class 0: classes are 0 to 2"
     )
     assert "label values must lie in 0 to 255" in refused(own_shapes, unlabeled_value=256)

@@ -11,7 +11,7 @@ from blpseg.data.formats.cvat import read_cvat
 from blpseg.data.formats.labelme import read_labelme
 from blpseg.data.formats.reader import read_drawings
 from blpseg.data.formats.scribblesup import read_scribblesup
-from blpseg.data.formats.xml import read_xml
+from blpseg.data.formats.xml_elements import read_xml
 from blpseg.errors import UserError
 
 FILES = Path(__file__).parents[1] / "data" / "scribbles"

@@ -25,7 +25,7 @@ from blpseg.pictures import (
 GREY = np.full((40, 60, 3), 120, np.uint8)
 
 
-def test_label_map_keeps_labels_and_carries_their_colours(tmp_path: Path) -> None:
+def test_label_map_keeps_labels_and_carries_their_colors(tmp_path: Path) -> None:
     labels = np.arange(256, dtype=np.uint8).reshape(16, 16)
     save_label_map(tmp_path / "map.png", labels)
     image = Image.open(tmp_path / "map.png")
@@ -34,7 +34,7 @@ def test_label_map_keeps_labels_and_carries_their_colours(tmp_path: Path) -> Non
     assert np.array_equal(np.asarray(image.convert("RGB")), color_labels(labels))
 
 
-def test_overlay_colours_classes_and_leaves_the_background() -> None:
+def test_overlay_colors_classes_and_leaves_the_background() -> None:
     labels = np.zeros((40, 60), np.uint8)
     labels[:, 30:] = 2
     found = overlay(GREY, labels, alpha=0.5)
@@ -42,7 +42,7 @@ def test_overlay_colours_classes_and_leaves_the_background() -> None:
     assert (found[:, 30:] == (COLORS[2].astype(int) + 120 + 1) // 2).all()
 
 
-def test_scribbles_are_thickened_outlined_and_in_their_class_colour() -> None:
+def test_scribbles_are_thickened_outlined_and_in_their_class_color() -> None:
     target = np.full((250, 250), 3, np.uint8)
     target[100, 50:150] = 1
     found = draw_scribbles(np.full((250, 250, 3), 120, np.uint8), target, 3)
@@ -73,7 +73,7 @@ def test_contact_sheet_holds_every_picture_under_its_title() -> None:
     assert (head < 128).any(), "no title"
 
 
-def test_contact_sheet_names_the_classes_in_their_colours() -> None:
+def test_contact_sheet_names_the_classes_in_their_colors() -> None:
     plain = contact_sheet({"a": [GREY]}, cell=100)
     legend = contact_sheet({"a": [GREY]}, cell=100, classes=["sky", "tree", "a rather long name"])
     assert np.array_equal(legend[: plain.shape[0] - 6], plain[:-6])

@@ -22,14 +22,14 @@ KINDS = ("masks", "overlays", "annotation")
 
 @pytest.fixture
 def photos(tmp_path: Path, shapes: Path) -> Path:
-    """Return a folder with a JPEG that EXIF turns, a grey photo and one with transparency."""
+    """Return a folder with a JPEG that EXIF turns, a gray photo and one with transparency."""
     folder = tmp_path / "photos"
     folder.mkdir()
     photo = Image.open(shapes / "images/shape0.png")
     exif = Image.Exif()
     exif[0x0112] = 6
     photo.save(folder / "turned.jpg", exif=exif)
-    photo.convert("L").resize((35, 50)).save(folder / "grey.png")
+    photo.convert("L").resize((35, 50)).save(folder / "gray.png")
     photo.convert("RGBA").save(folder / "clear.png")
     (folder / "notes.txt").write_text("no photo")
     return folder
@@ -38,7 +38,7 @@ def photos(tmp_path: Path, shapes: Path) -> Path:
 def test_results_are_those_of_the_model(checkpoint: Path, photos: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
     assert predict(checkpoint, [str(photos)], output, quiet=True) == []
-    names = {"turned": (48, 64), "grey": (35, 50), "clear": (64, 48)}
+    names = {"turned": (48, 64), "gray": (35, 50), "clear": (64, 48)}
     written = {str(path.relative_to(output)) for path in output.rglob("*.png")}
     assert written == {f"{kind}/{name}.png" for kind in KINDS for name in names} | {"sheet.png"}
     model = load_model(checkpoint).model
@@ -61,7 +61,7 @@ def test_failures_do_not_stop_the_others(checkpoint: Path, photos: Path, tmp_pat
     failures = predict(checkpoint, [str(photos)], tmp_path / "out", quiet=True)
     assert [failure.path for failure in failures] == [photos / "broken.jpg"]
     assert failures[0].reason.startswith(f"{photos / 'broken.jpg'}: cannot be read")
-    assert {path.stem for path in (tmp_path / "out/masks").iterdir()} == {"turned", "grey", "clear"}
+    assert {path.stem for path in (tmp_path / "out/masks").iterdir()} == {"turned", "gray", "clear"}
 
 
 def test_results_are_not_overwritten_unless_asked(
@@ -69,37 +69,37 @@ def test_results_are_not_overwritten_unless_asked(
 ) -> None:
     output = tmp_path / "out"
     (output / "overlays").mkdir(parents=True)
-    (output / "overlays/grey.png").write_text("precious")
+    (output / "overlays/gray.png").write_text("precious")
     with pytest.raises(UserError) as caught:
         predict(checkpoint, [str(photos)], output, quiet=True)
-    assert "overlays/grey.png: exists already" in str(caught.value)
-    assert (output / "overlays/grey.png").read_text() == "precious"
+    assert "overlays/gray.png: exists already" in str(caught.value)
+    assert (output / "overlays/gray.png").read_text() == "precious"
     assert [path.name for path in output.iterdir()] == ["overlays"]
     predict(checkpoint, [str(photos)], output, overwrite=True, quiet=True)
-    assert Image.open(output / "overlays/grey.png").size == (35, 50)
+    assert Image.open(output / "overlays/gray.png").size == (35, 50)
 
 
 def test_inputs_are_files_folders_and_patterns(photos: Path) -> None:
     (photos / "deep").mkdir()
-    (photos / "grey.png").rename(photos / "deep/grey[1].png")
+    (photos / "gray.png").rename(photos / "deep/gray[1].png")
     found = find_photos([str(photos / "turned.jpg"), str(photos), str(photos / "**/*.png")])
-    assert found == [photos / "turned.jpg", photos / "clear.png", photos / "deep/grey[1].png"]
-    assert find_photos([str(photos / "deep/grey[1].png")]) == [photos / "deep/grey[1].png"]
+    assert found == [photos / "turned.jpg", photos / "clear.png", photos / "deep/gray[1].png"]
+    assert find_photos([str(photos / "deep/gray[1].png")]) == [photos / "deep/gray[1].png"]
 
 
 def test_inputs_of_one_name_are_refused(photos: Path) -> None:
     (photos / "deep").mkdir()
-    (photos / "deep/grey.jpg").write_text("")
+    (photos / "deep/gray.jpg").write_text("")
     with pytest.raises(UserError) as caught:
         find_photos([str(photos), str(photos / "deep")])
-    assert f"{photos / 'grey.png'}, {photos / 'deep/grey.jpg'}: the same name" in str(caught.value)
+    assert f"{photos / 'gray.png'}, {photos / 'deep/gray.jpg'}: the same name" in str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["gone.jpg", "*.bmp", "empty"])
 def test_inputs_that_name_nothing_are_refused(photos: Path, name: str) -> None:
     (photos / "empty").mkdir()
     with pytest.raises(UserError, match="expected an image, a folder of images or a pattern"):
-        find_photos([str(photos / "grey.png"), str(photos / name)])
+        find_photos([str(photos / "gray.png"), str(photos / name)])
 
 
 def test_devices_that_do_not_exist_are_refused() -> None:

@@ -10,7 +10,7 @@ from PIL import Image
 from scipy.ndimage import binary_opening
 
 from blpseg.data.scenes import CLASSES, render_scene, write_scenes
-from blpseg.data.scribbles import UNLABELED
+from blpseg.data.shapes import UNLABELED
 
 
 @pytest.mark.parametrize("size", [16, 128, (60, 201)], ids=str)
@@ -42,9 +42,9 @@ def test_scenes_vary() -> None:
     assert {1, 2, 3} <= set(counts)
     for label in range(1, len(CLASSES)):
         shown = [scene for scene in scenes if (scene.mask == label).sum() > 200]
-        colours = np.array([scene.image[scene.mask == label].mean(0) for scene in shown])
-        # Classes' colours spread about as widely as all colours do, so none is told by its colour.
-        assert colours.std(0).mean() > 25, CLASSES[label]
+        colors = np.array([scene.image[scene.mask == label].mean(0) for scene in shown])
+        # Classes' colors spread about as widely as all colors do, so none is told by its color.
+        assert colors.std(0).mean() > 25, CLASSES[label]
         thin = [_thin_share(scene.mask == label) for scene in shown]
         assert np.mean(thin) > 0.05, CLASSES[label]
 

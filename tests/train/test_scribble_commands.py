@@ -17,7 +17,7 @@ from blpseg.data.folder import ScribbleFolder
 from blpseg.data.formats.scribblesup import read_scribblesup
 from blpseg.data.layouts.voc import VOC_CLASSES
 from blpseg.data.shapes import draw_drawing
-from blpseg.scribbles.inspect import inspect
+from blpseg.scribbles.inspection import inspect
 
 FILES = Path(__file__).parents[1] / "data" / "scribbles"
 
@@ -111,10 +111,10 @@ def test_convert_refuses_what_is_not_there(
     assert "expected files .xml or .json, found none" in error_of(
         capsys, "convert", tmp_path, "--classes=voc", *where
     )
-    assert "expected a file with class names, one a line, or voc, context, coco" in error_of(
+    assert "expected a file with class names, one per line, or voc, context, coco" in error_of(
         capsys, "convert", FILES / "cvat.xml", "--classes=cats", *where
     )
-    assert "garden: 2 drawings of it" in error_of(
+    assert "garden: 2 drawings of this name" in error_of(
         capsys, "convert", FILES / "cvat.xml", FILES / "labelme.json", "--classes=voc", *where
     )
     assert "width: expected at least 1 pixel, got 0" in error_of(
@@ -210,7 +210,7 @@ def test_inspect_writes_figures_and_plots(
     scribbles = np.stack([labels(shapes / f"scribbles/shape{i}.png") for i in range(5)])
     assert written["class_pixels"] == [int((scribbles == label).sum()) for label in range(3)]
     assert written["class_images"] == [5, 5, 5] and written["never_scribbled"] == []
-    assert math.isclose(np.mean(written["labelled_shares"]), (scribbles != 255).mean())
+    assert math.isclose(np.mean(written["labeled_shares"]), (scribbles != 255).mean())
     assert written["statistics"]["contradicting_share"] == 0
     for name in ("classes.png", "preference.png", "scribbles.png"):
         assert min(Image.open(output / name).size) > 200
@@ -246,7 +246,7 @@ def test_inspect_warns(own_shapes: Path, tmp_path: Path) -> None:
     found = inspect(DataConfig(own_shapes), quiet=True)
     text = "\n".join(found.warnings())
     assert found.without_scribbles == ["shape0"] and found.never_scribbled == ["square"]
-    assert "1 image without a scribble, which teach nothing: shape0" in text
+    assert "1 image without a scribble, which teaches nothing: shape0" in text
     assert "classes never scribbled: square" in text
     assert "of the scribbled pixels contradict the masks" in text
     assert found.dark == 0 and not found.notes() and found.measured == 3
@@ -254,7 +254,7 @@ def test_inspect_warns(own_shapes: Path, tmp_path: Path) -> None:
     assert inspect(DataConfig(own_shapes), measure=2, quiet=True).measured == 2
 
 
-def test_inspect_explains_black_maps_and_unlabelled_zeros(own_shapes: Path) -> None:
+def test_inspect_explains_black_maps_and_unlabeled_zeros(own_shapes: Path) -> None:
     for path in own_shapes.glob("scribbles/*"):
         drawn = labels(path)
         Image.fromarray(np.where(drawn == 255, 0, drawn).astype(np.uint8)).save(path)
@@ -262,7 +262,7 @@ def test_inspect_explains_black_maps_and_unlabelled_zeros(own_shapes: Path) -> N
     assert found.dark == 3
     assert found.notes()[0].startswith("3 label maps look black in a viewer, as their pixels hold")
     (warning,) = (text for text in found.warnings() if "data.unlabeled_value" in text)
-    assert warning.startswith("100% of the pixels are labelled, most of them background")
+    assert warning.startswith("100% of the pixels are labeled, most of them background")
 
 
 def test_inspect_without_masks(own_shapes: Path, tmp_path: Path) -> None:

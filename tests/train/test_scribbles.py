@@ -12,13 +12,9 @@ import pytest
 from scipy.ndimage import binary_dilation
 
 from blpseg.data.scenes import render_scene
-from blpseg.data.scribbles import (
-    UNLABELED,
-    DistanceSums,
-    ScribbleStatistics,
-    scribble_statistics,
-    simulate_scribbles,
-)
+from blpseg.data.scribble_simulator import simulate_scribbles
+from blpseg.data.scribble_statistics import DistanceSums, ScribbleStatistics, scribble_statistics
+from blpseg.data.shapes import UNLABELED
 
 VOC_SIZE = (375, 500)  # pixels; the human figures are for pictures of about this size
 
@@ -49,7 +45,7 @@ def test_prefers_the_middle_as_people_do(masks: list[np.ndarray]) -> None:
     # People: 0.9 % of the scribbles lie within 5 px of the border, and 11 % of the region does.
     assert found.scribble[0].near_share < 0.02
     assert 0.07 < found.region[0].near_share < 0.15
-    assert 0.02 < found.labelled_share < 0.05  # people: 2 to 5 %
+    assert 0.02 < found.labeled_share < 0.05  # people: 2 to 5 %
     assert 0.001 < found.contradicting_share < 0.01  # people: 0.1 to 1 %
 
 
@@ -72,7 +68,7 @@ def test_thin_things_show_no_preference(thickness: int) -> None:
 def test_every_large_region_is_scribbled_and_length_counts(masks: list[np.ndarray]) -> None:
     shares = {}
     for length in (0.5, 1.0, 2.0):
-        shares[length] = _measure(masks[:8], length=length).labelled_share
+        shares[length] = _measure(masks[:8], length=length).labeled_share
     assert shares[0.5] < 0.75 * shares[1.0]
     assert shares[1.0] < 0.75 * shares[2.0]
     for index, mask in enumerate(masks):
@@ -85,7 +81,7 @@ def test_dropped_strokes(masks: list[np.ndarray]) -> None:
     mask = masks[0]
     assert (simulate_scribbles(mask, seed=0, drop=1.0) == UNLABELED).all()
     whole, half = _measure(masks[:8]), _measure(masks[:8], drop=0.5)
-    assert 0.25 < half.labelled / whole.labelled < 0.75
+    assert 0.25 < half.labeled / whole.labeled < 0.75
 
 
 def test_shrunk_strokes(masks: list[np.ndarray]) -> None:
@@ -156,13 +152,13 @@ def test_statistics_by_hand() -> None:
     scribble[0, 0] = 1  # on void: does not count
     scribble[4, 7] = 1
     found = scribble_statistics(scribble, mask, border=1.0)
-    assert (found.pixels, found.labelled, found.contradicting) == (39, 5, 2)
+    assert (found.pixels, found.labeled, found.contradicting) == (39, 5, 2)
     assert found.scribble == {0: DistanceSums(2, 3.0, 1), 1: DistanceSums(1, 1.0, 1)}
     assert found.region[1] == DistanceSums(20, 26.0, 14)
     assert found.contradicting_share == 0.4
     both = found + found
     assert both.region[1] == DistanceSums(40, 52.0, 28)
-    assert both.labelled_share == found.labelled_share == 5 / 39
+    assert both.labeled_share == found.labeled_share == 5 / 39
     assert both.region[1].mean == 1.3
 
 

@@ -13,7 +13,7 @@ from blpseg.data.layouts.context import CONTEXT_CLASSES
 from blpseg.data.layouts.voc import VOC_CLASSES
 from blpseg.data.shapes import (
     Drawing,
-    Reduction,
+    ScribbleThinning,
     Shape,
     draw_drawing,
     label_of,
@@ -125,19 +125,19 @@ def test_shrinking_keeps_the_middle() -> None:
 def test_reductions_are_nested() -> None:
     rows = [stroke((2, y), (17, y)) for y in range(12)]
     whole = drawn(*rows) == 3
-    shrunk = [drawn(*rows, reduction=Reduction(shrink=share)) == 3 for share in (0.4, 0.8, 1)]
+    shrunk = [drawn(*rows, thinning=ScribbleThinning(shrink=share)) == 3 for share in (0.4, 0.8, 1)]
     assert all((a & b == b).all() for a, b in zip([whole, *shrunk], shrunk, strict=False))
     assert [int(one.sum()) for one in shrunk] == [12 * 10, 12 * 4, 12 * 1]
     dropped = [
-        drawn(*rows, reduction=Reduction(drop=share, seed=4)) == 3 for share in (0.3, 0.6, 1)
+        drawn(*rows, thinning=ScribbleThinning(drop=share, seed=4)) == 3 for share in (0.3, 0.6, 1)
     ]
     assert all((a & b == b).all() for a, b in zip([whole, *dropped], dropped, strict=False))
     counts = [int(one.any(1).sum()) for one in dropped]
     assert 12 > counts[0] > counts[1] > counts[2] == 0
-    other = drawn(*rows, reduction=Reduction(drop=0.3, seed=5)) == 3
+    other = drawn(*rows, thinning=ScribbleThinning(drop=0.3, seed=5)) == 3
     assert (other != dropped[0]).any()
     namesake = Drawing("another image", (20, 12), rows)
-    other = draw_drawing(namesake, VOC_CLASSES, reduction=Reduction(drop=0.3, seed=4)) == 3
+    other = draw_drawing(namesake, VOC_CLASSES, thinning=ScribbleThinning(drop=0.3, seed=4)) == 3
     assert (other != dropped[0]).any()  # not the same strokes in every image
 
 
@@ -152,5 +152,5 @@ def test_reductions_are_nested() -> None:
 )
 def test_reductions_out_of_range(options: dict[str, float], message: str) -> None:
     with pytest.raises(UserError) as caught:
-        Reduction(**options)
+        ScribbleThinning(**options)
     assert str(caught.value) == message

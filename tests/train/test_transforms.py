@@ -9,7 +9,7 @@ from blpseg.data.transforms import RandomScale, augment, normalize
 
 
 def image_of(labels: torch.Tensor) -> tv_tensors.Image:
-    """An image [3, H, W] whose grey value is 20 times the label."""
+    """An image [3, H, W] whose gray value is 20 times the label."""
     return tv_tensors.Image((20 * labels).expand(3, -1, -1).contiguous())
 
 
@@ -69,9 +69,9 @@ def test_augment_keeps_image_and_target_aligned() -> None:
     mirrored = 0
     for _ in range(40):
         image, target = transform(image_of(labels), labels)
-        grey = (image[0] * 0.229 + 0.485) * 255
+        gray = (image[0] * 0.229 + 0.485) * 255
         torch.testing.assert_close(
-            grey.as_subclass(torch.Tensor), 20.0 * target.as_subclass(torch.Tensor)
+            gray.as_subclass(torch.Tensor), 20.0 * target.as_subclass(torch.Tensor)
         )
         mirrored += bool(target[0, 0] > target[0, -1])
     assert 8 <= mirrored <= 32

@@ -15,7 +15,7 @@ def run(argv: Sequence[str]) -> int:
         "INPUT [INPUT ...] --classes NAMES --output FOLDER [--width W]",
         __doc__,
     )
-    from blpseg.data.shapes import Reduction
+    from blpseg.data.shapes import ScribbleThinning
 
     parser.add_argument("inputs", nargs="+", type=Path, help="Files, or folders of them.")
     parser.add_argument(
@@ -28,7 +28,7 @@ def run(argv: Sequence[str]) -> int:
         default=1,
         help="Width of lines in pixels; the authors use 1, other work 3.",
     )
-    parser.add_class_arguments(Reduction)
+    parser.add_class_arguments(ScribbleThinning)
     parser.add_argument("--overwrite", type=bool, default=False, help="Replace earlier label maps.")
     options = parser.parse(argv)
 
@@ -39,7 +39,7 @@ def run(argv: Sequence[str]) -> int:
         find_classes(options.classes),
         options.output,
         width=options.width,
-        reduction=Reduction(options.shrink, options.drop, options.seed),
+        thinning=ScribbleThinning(options.shrink, options.drop, options.seed),
         overwrite=options.overwrite,
     )
     print(f"Label maps written to {options.output}: {len(written)} (255 is unlabeled).")

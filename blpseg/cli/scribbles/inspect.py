@@ -31,7 +31,7 @@ def run(argv: Sequence[str]) -> int:
     parser.add_argument("--overwrite", type=bool, default=False, help="Replace earlier plots.")
     options = parser.parse(argv)
 
-    from blpseg.scribbles.inspect import inspect
+    from blpseg.scribbles.inspection import inspect
     from blpseg.scribbles.tables import print_inspection
 
     inspection = inspect(

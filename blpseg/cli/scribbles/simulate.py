@@ -12,7 +12,7 @@ from blpseg.errors import UserError
 def run(argv: Sequence[str]) -> int:
     """Run the command; return its exit code."""
     parser = make_parser("scribbles simulate", "MASKS --output FOLDER [--key=value ...]", __doc__)
-    from blpseg.data.scribbles import ScribbleOptions
+    from blpseg.data.scribble_simulator import ScribbleOptions
 
     parser.add_argument("masks", type=Path, help="Folder of PNG label maps.")
     parser.add_argument("--output", type=Path, required=True, help="Folder for the scribbles.")

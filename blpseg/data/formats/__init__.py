@@ -1,1 +1,1 @@
-"""Files of annotation programs: one module for each format, all give `blpseg.data.shapes`."""
+"""Files of annotation programs: one module per format; all return `blpseg.data.shapes`."""

@@ -1,4 +1,4 @@
-"""CVAT for images 1.1: annotations/image*/{polyline,polygon,points}*, many images in a file."""
+"""CVAT for images 1.1: annotations/image*/{polyline,polygon,points}*, many images per file."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from blpseg.data.formats.xml import Element, parse_number, parse_size, read_xml
+from blpseg.data.formats.xml_elements import Element, parse_number, parse_size, read_xml
 from blpseg.data.shapes import Drawing, Shape
 from blpseg.errors import UserError
 
@@ -18,8 +18,8 @@ def read_cvat(path: Path) -> list[Drawing]:
     """Read a file.
 
     Raises:
-        UserError: If it is none of CVAT's, or holds shapes other than lines, polygons and points;
-            names the line.
+        UserError: The file is not CVAT's, or holds shapes other than lines, polygons and points;
+            the message names the line.
     """
     return parse_cvat(read_xml(path))
 
@@ -35,9 +35,9 @@ def _drawing(image: Element) -> Drawing:
     width, height = (
         parse_number(image.attribute(side), side, image.where) for side in ("width", "height")
     )
-    # An image's tags are about all of it, not about pixels.
+    # A <tag> describes the whole image, not pixels.
     shapes = [_shape(element) for element in image.children if element.tag != "tag"]
-    # CVAT paints higher z_order later; without it, in the file's order.
+    # CVAT paints a higher z_order later, and equal ones in file order; sorting is stable.
     shapes.sort(key=lambda pair: pair[0])
     name = PurePosixPath(image.attribute("name").replace("\\", "/")).stem
     return Drawing(name, parse_size(width, height, image.where), [shape for _, shape in shapes])

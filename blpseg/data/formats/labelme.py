@@ -1,6 +1,6 @@
 """LabelMe's JSON: shapes[] of shape_type line, linestrip, point or polygon, and the image's size.
 
-They are drawn as LabelMe itself draws them: polygons filled, lines and points with the pen.
+Shapes are drawn as LabelMe draws them: polygons filled, lines and points with the pen.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from blpseg.data.formats.xml import parse_size
+from blpseg.data.formats.xml_elements import parse_size
 from blpseg.data.shapes import Drawing, Shape
 from blpseg.errors import UserError
 
@@ -28,7 +28,7 @@ class _Object(dict):
 
 
 class _LineDecoder(json.JSONDecoder):
-    """Python's decoder in its Python form, which says where objects begin; the C form does not."""
+    """Python's decoder in pure Python: unlike the C decoder, it reports where objects begin."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -49,7 +49,8 @@ def read_labelme(path: Path) -> Drawing:
     """Read a file.
 
     Raises:
-        UserError: If it is none of LabelMe's, or holds shapes of other types; names the line.
+        UserError: The file is not LabelMe's, or holds shapes of other types; the message names
+            the line.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"), cls=_LineDecoder)

@@ -1,4 +1,4 @@
-"""Drawings from files of any of the formats."""
+"""Read drawings from a file of any known format."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 from blpseg.data.formats import cvat, scribblesup
 from blpseg.data.formats.labelme import read_labelme
-from blpseg.data.formats.xml import read_xml
+from blpseg.data.formats.xml_elements import read_xml
 from blpseg.data.shapes import Drawing
 from blpseg.errors import UserError
 
@@ -14,10 +14,10 @@ SUFFIXES = (".xml", ".json")
 
 
 def read_drawings(path: Path) -> list[Drawing]:
-    """Read a file of ScribbleSup's, CVAT's or LabelMe's, whichever it is.
+    """Read a file of ScribbleSup, CVAT or LabelMe; its content decides which.
 
     Raises:
-        UserError: If it is none of them, or cannot be read; names the line.
+        UserError: The file is none of them, or cannot be read; the message names the line.
     """
     suffix = path.suffix.lower()
     if suffix == ".json":

@@ -1,7 +1,6 @@
 """ScribbleSup's XML: annotation/{filename, size/{width,height}, polygon*/{tag, point*/{X,Y}}}.
 
-What it calls a polygon is an open line. The files are named after their images, which `filename`
-is not always.
+A `polygon` is an open line. The file's own name matches its image; `filename` does not always.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from blpseg.data.formats.xml import Element, parse_size, read_xml
+from blpseg.data.formats.xml_elements import Element, parse_size, read_xml
 from blpseg.data.shapes import Drawing, Shape
 from blpseg.errors import UserError
 
@@ -21,7 +20,7 @@ def read_scribblesup(path: Path) -> Drawing:
     """Read a file.
 
     Raises:
-        UserError: If it is none of ScribbleSup's; names the line.
+        UserError: The file is not ScribbleSup's; the message names the line.
     """
     return parse_scribblesup(read_xml(path))
 

@@ -1,10 +1,11 @@
-"""Data sets in the folders that people have them in; each module shows its own as a tree."""
+"""Layouts of known data sets; each module shows its folders as a tree."""
 
 from blpseg.data.layouts.ade20k import S4ADE20K
-from blpseg.data.layouts.base import Files, Labels, Layout
+from blpseg.data.layouts.base import Layout
 from blpseg.data.layouts.cityscapes import S4CITYSCAPES
 from blpseg.data.layouts.context import CONTEXT
 from blpseg.data.layouts.folder import FolderLayout, read_classes
+from blpseg.data.layouts.lookup import Files, Labels
 from blpseg.data.layouts.scribblecoco import SCRIBBLECOCO
 from blpseg.data.layouts.voc import S4PASCAL, VOC
 

@@ -6,7 +6,7 @@ ADEChallengeData2016/                    the root
   objectInfo150.txt                      the classes' names, as the data set brings it
   scribbles/training/NAME.png
 
-In both kinds of label files 1 to 150 are the classes; 0 is unlabelled in scribbles, void in masks.
+In both kinds of label files 1 to 150 are the classes; 0 is unlabeled in scribbles, void in masks.
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from blpseg.data.layouts.base import Numbering, PartFolders, read_lines, repeated
+from blpseg.data.layouts.base import Numbering
+from blpseg.data.layouts.lookup import read_lines, repeated
+from blpseg.data.layouts.parts import PartFolders
 from blpseg.errors import UserError
 
 _CLASSES = 150

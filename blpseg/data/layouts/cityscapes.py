@@ -6,7 +6,7 @@ cityscapes/                              the root
   scribbles/gtFine/train/CITY/NAME_gtFine_labelIds.png
 
 The files hold Cityscapes' labelIds, 0 to 33; the 19 of them that are trained on, and scored, become
-classes (trainIds) on loading. The others become unlabelled in scribbles and void in masks.
+classes (trainIds) on loading. The others become unlabeled in scribbles and void in masks.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from pathlib import Path
 
 from blpseg.config import DataConfig
 from blpseg.data.labels import IGNORE, LabelFormat, LabelValues, read_png
-from blpseg.data.layouts.base import Numbering, PartFolders
+from blpseg.data.layouts.base import Numbering
+from blpseg.data.layouts.parts import PartFolders
 from blpseg.errors import UserError
 
 _LABEL_IDS = {

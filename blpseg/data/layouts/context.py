@@ -22,7 +22,8 @@ from pathlib import Path
 
 from blpseg.config import DataConfig
 from blpseg.data.labels import LabelFormat, LabelValues, read_mat
-from blpseg.data.layouts.base import ListedLayout, read_lines
+from blpseg.data.layouts.listed import ListedLayout
+from blpseg.data.layouts.lookup import read_lines
 from blpseg.errors import UserError
 
 _NAMES = (

@@ -1,4 +1,4 @@
-"""A folder of anybody's own images and label files.
+"""A folder of a user's own images and label files.
 
 root/images/NAME.jpg        png, jpg, jpeg, bmp, tif, tiff or webp
 root/scribbles/NAME.png     label map of mode L or P; or ScribbleSup's NAME.xml
@@ -14,10 +14,10 @@ from collections.abc import Collection
 from pathlib import Path
 
 from blpseg.data.labels import MAX_CLASSES
-from blpseg.data.layouts.base import (
+from blpseg.data.layouts.base import Layout
+from blpseg.data.layouts.lookup import (
     Files,
     Labels,
-    Layout,
     has_list,
     read_lines,
     read_list,
@@ -36,15 +36,15 @@ class FolderLayout(Layout):
         return read_classes(root / "classes.txt")
 
     def has_split(self, root: Path, split: str) -> bool:
-        """Whether there is a list splits/SPLIT.txt with a name in it."""
+        """Return whether there is a non-empty list splits/SPLIT.txt."""
         return has_list(root / "splits", split)
 
     def has_masks(self, root: Path) -> bool:
-        """Whether there is a folder masks/."""
+        """Return whether there is a folder masks/."""
         return (root / "masks").is_dir()
 
     def default_splits(self, root: Path) -> tuple[str | None, str | None]:
-        """Name the lists train and val, where they are there."""
+        """Return "train" and "val" where these lists exist."""
         train, val = super().default_splits(root)
         return train if self.has_split(root, "train") else None, val
 
@@ -78,13 +78,13 @@ class FolderLayout(Layout):
 
 
 def read_classes(path: Path) -> list[str]:
-    """Read the class names, one a line; empty lines are skipped.
+    """Read the class names, one per line; empty lines are skipped.
 
     Raises:
-        UserError: If the file is missing, or names fewer than 2 or more than 254 classes, or one
-            of them twice.
+        UserError: The file is missing, names fewer than 2 or more than 254 classes, or names one
+            twice.
     """
-    names = read_lines(path, "the class names, one a line")
+    names = read_lines(path, "the class names, one per line")
     if len(names) < 2:
         raise UserError(f"{path}: expected 2 class names or more, found {len(names)}")
     if len(names) > MAX_CLASSES:

@@ -6,13 +6,13 @@ ScribbleCOCO/                            the root
   ImageSets/SegmentationAug/{train,val}.txt
   coco2014_train_scribble_r1/NAME.png    and r2, r3: data.scribbles names another than r1
 
-0 is background, 1 to 80 are COCO's classes in the order of their category ids, 255 is unlabelled in
+0 is background, 1 to 80 are COCO's classes in the order of their category ids, 255 is unlabeled in
 scribbles and void in masks.
 """
 
 from __future__ import annotations
 
-from blpseg.data.layouts.base import ListedLayout
+from blpseg.data.layouts.listed import ListedLayout
 
 _NAMES = (
     "background,person,bicycle,car,motorcycle,airplane,bus,train,truck,boat,traffic light,"

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from blpseg.data.layouts.base import ListedLayout
+from blpseg.data.layouts.listed import ListedLayout
 
 _NAMES = (
     "background aeroplane bicycle bird boat bottle bus car cat chair cow diningtable dog horse "

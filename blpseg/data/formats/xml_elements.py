@@ -1,8 +1,8 @@
-"""XML with the lines that its elements stand on, from files that nobody vouches for.
+"""Read untrusted XML into elements that know their line.
 
-Python's own parser (expat) keeps the lines, which ElementTree does not hand on. What makes foreign
-XML dangerous are entities: nested ones expand without bound, external ones read other files. As
-scribbles need none, a file that declares any is refused, which is what defusedxml would do.
+Python's parser (expat) reports lines, which ElementTree drops. Entities make untrusted XML
+dangerous: nested ones expand without bound, external ones read other files. Scribble files need
+none, so a file that declares one is refused, as defusedxml does.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from xml.parsers import expat
 
 from blpseg.errors import UserError
 
-_MOST_PIXELS = 178_956_970  # beyond which Pillow takes an image for a decompression bomb
+_MAX_PIXELS = 178_956_970  # Pillow refuses larger images as decompression bombs
 
 
 @dataclass
 class Element:
-    """An element and what is in it."""
+    """An element with its attributes, children and text."""
 
     tag: str
     attributes: dict[str, str]
@@ -35,14 +35,14 @@ class Element:
         return f"{self.file}:{self.line}"
 
     def all(self, tag: str) -> Iterator[Element]:
-        """Go through the children of a tag."""
+        """Iterate over the children with a tag."""
         return (child for child in self.children if child.tag == tag)
 
     def first(self, tag: str) -> Element:
-        """Return the first child of a tag.
+        """Return the first child with a tag.
 
         Raises:
-            UserError: If there is none.
+            UserError: There is no such child.
         """
         for child in self.all(tag):
             return child
@@ -52,7 +52,7 @@ class Element:
         """Return an attribute.
 
         Raises:
-            UserError: If it is not there.
+            UserError: The attribute is missing.
         """
         if name not in self.attributes:
             raise UserError(f"{self.where}: expected the attribute {name} in <{self.tag}>")
@@ -62,7 +62,7 @@ class Element:
         """Return the text as a number.
 
         Raises:
-            UserError: If it is none.
+            UserError: The text is not a finite number.
         """
         return parse_number(self.text, f"<{self.tag}>", self.where)
 
@@ -71,7 +71,7 @@ def parse_number(text: str, what: str, where: str) -> float:
     """Turn text into a finite number.
 
     Raises:
-        UserError: If it is none.
+        UserError: The text is not a finite number.
     """
     try:
         number = float(text)
@@ -86,28 +86,25 @@ def parse_size(width: float, height: float, where: str) -> tuple[int, int]:
     """Check the width and height of an image.
 
     Raises:
-        UserError: If they are no whole numbers above 0, or more than Pillow takes for an image.
+        UserError: They are not whole numbers above 0, or make more pixels than Pillow accepts.
     """
     if not (width >= 1 and height >= 1 and width % 1 == height % 1 == 0):
         raise UserError(
             f"{where}: expected a width and height of whole pixels, got {width:g} x {height:g}"
         )
-    if width * height > _MOST_PIXELS:
+    if width * height > _MAX_PIXELS:
         raise UserError(
-            f"{where}: expected at most {_MOST_PIXELS} pixels, got {width:.0f} x {height:.0f}"
+            f"{where}: expected at most {_MAX_PIXELS} pixels, got {width:.0f} x {height:.0f}"
         )
     return int(width), int(height)
 
 
 def read_xml(path: Path) -> Element:
-    """Read a file.
-
-    Returns:
-        The outermost element.
+    """Read a file and return its outermost element.
 
     Raises:
-        UserError: If the file cannot be read, is not well-formed, or declares entities; names the
-            line.
+        UserError: The file cannot be read, is not well-formed, or declares entities; the message
+            names the line.
     """
     parser = expat.ParserCreate()
     parser.buffer_text = True

@@ -1,4 +1,4 @@
-"""What a data set holds, and what is wrong with it, before anybody trains on it."""
+"""Inspect a data set before training: what it holds, and what is wrong with it."""
 
 from __future__ import annotations
 
@@ -17,15 +17,11 @@ from PIL import Image
 
 from blpseg.config import DataConfig
 from blpseg.data.folder import ScribbleFolder, choose_splits
-from blpseg.data.scribbles import (
-    UNLABELED,
-    DistanceSums,
-    ScribbleStatistics,
-    scribble_statistics,
-)
+from blpseg.data.scribble_statistics import DistanceSums, ScribbleStatistics, scribble_statistics
+from blpseg.data.shapes import UNLABELED
 from blpseg.errors import UserError
 from blpseg.pictures import color_labels, contact_sheet, save_picture
-from blpseg.scribbles.outputs import prepare_output, watch
+from blpseg.scribbles.outputs import prepare_output, progress
 from blpseg.scribbles.plots import plot_classes, plot_preference
 from blpseg.scribbles.preview import scribble_picture
 
@@ -36,8 +32,8 @@ REPORT, CLASSES, PREFERENCE, SHEET = (
     "scribbles.png",
 )
 
-_DARK = 32  # grey values below this look black
-_NEARLY_ALL = 0.5  # people label a few per cent
+_DARK = 32  # gray values below this look black
+_NEARLY_ALL = 0.5  # people label a few percent
 _SHEET_IMAGES = 4
 
 
@@ -50,63 +46,63 @@ class Inspection:
     classes: list[str]
 
     images: int
-    """Images of the part."""
+    """Number of images in the split."""
 
     problems: list[str]
-    """What keeps files from being used, one line each; the figures below leave these images out."""
+    """Why files cannot be used, a line each; the figures below leave these images out."""
 
     sizes: dict[str, int]
-    """Images by their size, "W x H"."""
+    """Number of images per size, "W x H"."""
 
     without_scribbles: list[str]
     """Images whose scribble file labels no pixel."""
 
     class_images: list[int]
-    """For each class, the images with a scribble of it."""
+    """Per class, the number of images with a scribble of it."""
 
     class_pixels: list[int]
-    """For each class, its scribbled pixels."""
+    """Per class, the number of scribbled pixels."""
 
-    labelled_shares: list[float]
-    """For each image, the share of its pixels that is labelled, ascending."""
+    labeled_shares: list[float]
+    """Per image, the share of labeled pixels, ascending."""
 
     dark: int
-    """Scribble files that look black in a viewer."""
+    """Number of scribble files that look black in a viewer."""
 
     measured: int
-    """Images with masks that the following is measured on."""
+    """Number of images with masks that `statistics` is measured on."""
 
     statistics: ScribbleStatistics | None
     """How the scribbles compare with the masks; None without masks."""
 
     @property
     def never_scribbled(self) -> list[str]:
-        """Classes without any scribble."""
+        """Return the classes without a scribble."""
         return [
             name for name, count in zip(self.classes, self.class_images, strict=True) if not count
         ]
 
     @property
-    def labelled_share(self) -> float:
-        """Mean share of an image's pixels that is labelled; NaN without images."""
-        return float(np.mean(self.labelled_shares)) if self.labelled_shares else math.nan
+    def labeled_share(self) -> float:
+        """Return the mean share of labeled pixels per image; NaN without images."""
+        return float(np.mean(self.labeled_shares)) if self.labeled_shares else math.nan
 
     def warnings(self) -> list[str]:
-        """What can be trained on but may not be meant."""
+        """Return what can be trained on but may be a mistake."""
         found = []
         if self.without_scribbles:
             found.append(
-                f"{_count(len(self.without_scribbles), 'image')} without a scribble, which teach "
+                f"{_count(len(self.without_scribbles), 'image')} without a scribble, which teaches "
                 f"nothing: {_some(self.without_scribbles)}"
             )
-        if self.labelled_shares and self.never_scribbled:
+        if self.labeled_shares and self.never_scribbled:
             found.append(f"classes never scribbled: {_some(self.never_scribbled)}")
-        if self.labelled_share > _NEARLY_ALL:
+        if self.labeled_share > _NEARLY_ALL:
             most = self.classes[int(np.argmax(self.class_pixels))]
             found.append(
-                f"{self.labelled_share:.0%} of the pixels are labelled, most of them {most}: if "
-                "that is what unlabelled pixels hold, name their value with data.unlabeled_value "
-                "(and data.first_class_value)"
+                f"{self.labeled_share:.0%} of the pixels are labeled, most of them {most}: if "
+                "this value means unlabeled, set data.unlabeled_value to it "
+                "(and data.first_class_value to the first class)"
             )
         contradicting = self.statistics.contradicting_share if self.statistics else math.nan
         if contradicting > 0.05:
@@ -117,17 +113,17 @@ class Inspection:
         return found
 
     def notes(self) -> list[str]:
-        """What may surprise but is as it should be."""
+        """Return what may surprise but is correct."""
         if not self.dark:
             return []
         return [
-            f"{_count(self.dark, 'label map')} look black in a viewer, as their pixels hold class "
-            f"numbers (0 to {len(self.classes)} of 255), not colours; `blpseg scribbles preview` "
-            "shows them in colour"
+            f"{_count(self.dark, 'label map')} look black in a viewer, since they hold class "
+            f"numbers (0 to {len(self.classes)} of 255), not colors; `blpseg scribbles preview` "
+            "shows them in color"
         ]
 
     def preference(self) -> dict[str, tuple[DistanceSums, DistanceSums]]:
-        """Border distances of regions and of scribbles, for class 0 and for all other classes."""
+        """Return border distances of regions and scribbles, for class 0 and for the others."""
         if self.statistics is None:
             return {}
         found = {}
@@ -141,12 +137,12 @@ class Inspection:
         return found
 
     def as_plain_data(self) -> dict[str, Any]:
-        """Turn into dicts, lists, numbers and strings, for JSON; no pixels: null."""
+        """Return dicts, lists, numbers and strings, for JSON; NaN becomes null."""
         plain = asdict(self) | {"statistics": None, "warnings": self.warnings()}
         plain["never_scribbled"] = self.never_scribbled
         if self.statistics is not None:
             plain["statistics"] = {
-                "labelled_share": _number(self.statistics.labelled_share),
+                "labeled_share": _number(self.statistics.labeled_share),
                 "contradicting_share": _number(self.statistics.contradicting_share),
                 "border_distance": {
                     name: {"region": _distances(region), "scribbles": _distances(scribbles)}
@@ -157,7 +153,7 @@ class Inspection:
 
 
 class _Found(NamedTuple):
-    """One image."""
+    """The measurements of one image."""
 
     size: tuple[int, int]  # width, height
     counts: np.ndarray  # [K] scribbled pixels
@@ -174,23 +170,23 @@ def inspect(
     overwrite: bool = False,
     quiet: bool = False,
 ) -> Inspection:
-    """Look through a data set.
+    """Inspect a data set.
 
     Args:
         data: The data set.
-        split: Part of it; None takes what would be trained on.
-        measure: Images with masks, evenly spread, to compare scribbles with masks on.
+        split: Its split; None takes the one that would be trained on.
+        measure: Number of images, evenly spread, whose scribbles are compared with their masks.
         output: Folder for ``inspection.json`` and pictures: ``scribbles.png``, the first scribbles
-            in colour; ``classes.png``, how often classes are scribbled; ``preference.png``, where
-            in regions scribbles lie. None writes nothing.
-        overwrite: Replace these files.
+            in color; ``classes.png``, how often each class is scribbled; ``preference.png``, how
+            far from borders scribbles lie. None writes nothing.
+        overwrite: Replace existing files.
         quiet: Show no progress bar.
 
     Returns:
-        What was found.
+        The inspection.
 
     Raises:
-        UserError: If files are missing altogether, or the output exists.
+        UserError: The folder or its lists are missing, or an output file exists.
     """
     if measure < 0:
         raise UserError(f"measure: expected at least 0, got {measure}")
@@ -204,7 +200,7 @@ def inspect(
     measured = set(masked[:: max(1, -(-len(masked) // measure))]) if measure else set()
     with ThreadPoolExecutor() as pool:
         looks = pool.map(lambda index: _look(samples, index, index in measured), usable)
-        found = list(watch(looks, "Measuring", len(usable), quiet))
+        found = list(progress(looks, "Measuring", len(usable), quiet))
     inspection = _sum_up(samples, split, problems, usable, found)
     if output is not None:
         _write(inspection, samples, usable, output)
@@ -251,12 +247,12 @@ def _sum_up(
         sizes=dict(sizes.most_common()),
         without_scribbles=[
             samples.names[index]
-            for index, labelled in zip(usable, counts.any(1), strict=True)
-            if not labelled
+            for index, labeled in zip(usable, counts.any(1), strict=True)
+            if not labeled
         ],
         class_images=(counts > 0).sum(0).tolist(),
         class_pixels=counts.sum(0).tolist(),
-        labelled_shares=sorted(float(one.counts.sum() / np.prod(one.size)) for one in found),
+        labeled_shares=sorted(float(one.counts.sum() / np.prod(one.size)) for one in found),
         dark=sum(one.dark for one in found),
         measured=len(statistics),
         statistics=reduce(add, statistics) if statistics else None,
@@ -269,7 +265,7 @@ def _write(
     (output / REPORT).write_text(json.dumps(inspection.as_plain_data(), indent=2) + "\n")
     if not usable:
         return
-    plot_classes(inspection.classes, inspection.class_images, inspection.labelled_shares).savefig(
+    plot_classes(inspection.classes, inspection.class_images, inspection.labeled_shares).savefig(
         output / CLASSES
     )
     if inspection.statistics is not None:

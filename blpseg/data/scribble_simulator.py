@@ -3,15 +3,14 @@
 People draw in the roomy middle of a region, away from its border (Wang et al. 2023). On the human
 scribbles of PASCAL VOC, background scribbles lie 43 px from the region's border on average where
 the region's pixels lie 28 px, and 0.9 % of them within 5 px of it against 11 % of the region's; on
-thin objects there is no such bias; 2 to 5 % of an image is labelled, and 0.1 to 1 % of that
+thin objects there is no such bias; 2 to 5 % of an image is labeled, and 0.1 to 1 % of that
 contradicts the mask.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from itertools import zip_longest
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.random import Generator
@@ -19,6 +18,7 @@ from PIL import Image, ImageDraw
 from scipy import ndimage
 from skimage.graph import MCP_Geometric
 
+from blpseg.data.regions import check_label_map, distance_to_border
 from blpseg.data.shapes import UNLABELED, draw_stroke, shrink_stroke
 
 # Found by measuring the simulator against the figures above. "Side" is the picture's longer side.
@@ -26,20 +26,23 @@ _SHARE = 0.03  # of a region's pixels to label
 _STROKE = (0.5, 1.1)  # length of one stroke, over the root of the region's area
 _ROOMY = 0.012  # distance from the border where people begin to prefer the middle, over the side
 _END_PULL = 1.5  # exponent of the preference where a stroke begins and ends
-_PATH_PULL = (0.1, 1.4)  # and along its way: whatever the preference, and in proportion to it
+_PATH_PULL = (
+    0.1,
+    1.4,
+)  # exponent along the path: constant, and per unit of preference
 _APART = 10  # cells within which a stroke repels the next
 _WOBBLE = 0.006  # standard deviation of the hand, over the side
-_CAREFUL = 0.5  # ... and at most this share of the distance to the border
+_CAREFUL = 0.5  # and at most this share of the distance to the border
 _GRID = 64  # cells a side, at most, that a stroke is planned on
 _SMALLEST = (1.5, 0.0005)  # area that gets a stroke: in brush areas, and over the side squared
 
 
 @dataclass(frozen=True)
 class ScribbleOptions:
-    """The dials of the simulator.
+    """Settings of the simulator.
 
     Raises:
-        ValueError: A dial is out of range.
+        ValueError: A setting is out of range.
     """
 
     preference: float = 1.0
@@ -81,12 +84,12 @@ def simulate_scribbles(
     shrink: float = 0.0,
     ignore_value: int = 255,
 ) -> np.ndarray:  # [H, W] uint8
-    """Scribble on a mask as a person would.
+    """Draw scribbles on a mask as a person would.
 
     Every connected region of a class gets strokes in proportion to its area. A stroke begins and
-    ends at random places, drawn towards the roomy middle, and goes from one to the other through
-    the region, rather along its middle; then the hand smooths and wobbles it, which takes a few
-    pixels across the border. Regions hardly larger than the brush stay without.
+    ends at random places that prefer the middle of the region, and follows a path between them
+    that prefers the middle as well. Smoothing and jitter then imitate the hand, so a few pixels
+    cross the border. Regions hardly larger than the brush get no stroke.
 
     Args:
         mask: [H, W] integers: classes 0..254, and ``ignore_value`` for void, not scribbled on.
@@ -94,18 +97,18 @@ def simulate_scribbles(
         preference: Strength of the label preference: 0 draws anywhere in a region, 1 as people do.
         width: Width of the brush, in pixels.
         length: Factor on the length of the strokes.
-        drop: Probability that a stroke is left out; a class may so lose all of its strokes.
-        shrink: Share of each stroke's length that is cut off, half of it at each end. Neither this
-            nor ``drop`` changes the strokes that are drawn otherwise.
+        drop: Probability that a stroke is left out; a class may lose all of its strokes.
+        shrink: Share of each stroke's length that is cut off, half of it at each end. The other
+            strokes do not change with this or ``drop``.
         ignore_value: Value of void pixels.
 
     Returns:
         [H, W] uint8, the class where there is a scribble, 255 elsewhere.
 
     Raises:
-        ValueError: The mask or a dial does not fit.
+        ValueError: The mask is no label map, or a setting is out of range.
     """
-    _check_labels("mask", mask)
+    check_label_map("mask", mask)
     options = ScribbleOptions(preference, width, length, drop, shrink)
     labels = [int(label) for label in np.unique(mask) if label != ignore_value]
     if labels and not 0 <= labels[0] <= labels[-1] < UNLABELED:
@@ -116,7 +119,7 @@ def simulate_scribbles(
     for label in labels:
         regions, _ = ndimage.label(mask == label)
         for index, window in enumerate(ndimage.find_objects(regions), 1):
-            depth = _distance_to_border(regions[window] == index)
+            depth = distance_to_border(regions[window] == index)
             corner = (window[1].start, window[0].start)
             for stroke in _strokes(depth, max(mask.shape), options, rng):
                 if rng.random() >= options.drop:
@@ -125,18 +128,13 @@ def simulate_scribbles(
     return np.array(canvas)
 
 
-def _distance_to_border(region: np.ndarray) -> np.ndarray:  # [h, w] bool -> [h, w] pixels
-    """Distance of a region's pixels to what lies outside it or its window."""
-    return ndimage.distance_transform_edt(np.pad(region, 1))[1:-1, 1:-1]
-
-
 def _strokes(
     depth: np.ndarray,  # [h, w], the region's pixels' distance to its border; 0 outside
     side: float,  # the longer side of the picture, in pixels
     options: ScribbleOptions,
     rng: Generator,
 ) -> Iterator[np.ndarray]:  # [P, 2] x, y
-    """Plan one connected region's strokes, until they are long enough together."""
+    """Plan the strokes of one connected region until their total length suffices."""
     area = int((depth > 0).sum())
     if area < max(_SMALLEST[0] * options.width**2, _SMALLEST[1] * side**2):
         return
@@ -152,19 +150,21 @@ def _strokes(
     while True:
         longest = typical * rng.uniform(*_STROKE)
         start, *others = rng.choice(ends.size, 9, p=ends)
-        # Of some places to end at, the one that gives this stroke its length.
+        # Of 8 candidate ends, take the one that gives the stroke the wanted length.
         apart = np.hypot(*(spots.reshape(-1, 2)[others] - spots.reshape(-1, 2)[start]).T)
         end = others[int(np.abs(apart - longest).argmin())]
         begin, finish = (np.unravel_index(i, depth.shape) for i in (start, end))
         ways = MCP_Geometric(cost)
         ways.find_costs([begin], [finish])
         way = tuple(np.transpose(ways.traceback(finish)))
-        stroke = _hand(spots[way], np.minimum(_WOBBLE * side, _CAREFUL * depth[way]), rng)
+        stroke = _smooth_and_jitter(
+            spots[way], np.minimum(_WOBBLE * side, _CAREFUL * depth[way]), rng
+        )
         reach = np.r_[0, np.cumsum(np.hypot(*np.diff(stroke, axis=0).T))]
         stroke = stroke[reach <= longest]
         yield stroke
         fresh[way] = False
-        # Strokes spread over the region: the next one keeps away from this one.
+        # The next stroke avoids this one, so that strokes spread over the region.
         novelty = np.minimum(1, ndimage.distance_transform_edt(fresh) / _APART + 0.02)
         ends = ends * novelty.ravel()
         ends /= ends.sum()
@@ -177,9 +177,9 @@ def _strokes(
 def _cells(
     depth: np.ndarray,  # [h, w]
 ) -> tuple[np.ndarray, np.ndarray]:  # [r, c] depth, [r, c, 2] x, y in pixels
-    """Coarsen a map of depths to cells, each of which stands for its deepest pixel.
+    """Coarsen a map of border distances to cells; a cell takes its pixel of largest distance.
 
-    So what is thin stays connected, and paths from cell to cell stay inside.
+    Thin parts stay connected this way, and paths from cell to cell stay inside the region.
     """
     size = -(-max(depth.shape) // _GRID)
     padded = np.pad(depth, [(0, -extent % size) for extent in depth.shape])
@@ -190,143 +190,13 @@ def _cells(
     return pixels.max(2), np.stack([x, y], 2).astype(float)
 
 
-def _hand(
+def _smooth_and_jitter(
     path: np.ndarray,  # [P, 2] x, y
     wobble: np.ndarray,  # [P], standard deviation, in pixels
     rng: Generator,
 ) -> np.ndarray:  # [P, 2]
-    """Draw a planned path by hand: its corners rounded, and a little beside it."""
+    """Imitate a hand: round a planned path's corners and let it drift."""
     rounded = ndimage.gaussian_filter1d(path, 1.5, axis=0, mode="nearest")
     slow = 3.0  # steps over which the hand drifts; the root restores the deviation
     drift = ndimage.gaussian_filter1d(rng.normal(size=path.shape), slow, axis=0, mode="wrap")
     return rounded + wobble[:, None] * (2 * slow * np.pi**0.5) ** 0.5 * drift
-
-
-def _check_labels(name: str, labels: np.ndarray) -> None:
-    if labels.ndim != 2 or labels.size == 0 or labels.dtype.kind not in "ui":
-        raise ValueError(
-            f"{name} must be an [H, W] array of integers, got shape {labels.shape}, {labels.dtype}"
-        )
-
-
-@dataclass(frozen=True)
-class DistanceSums:
-    """Sums over pixels of their distance to their region's border."""
-
-    pixels: int = 0
-    distance: float = 0.0
-    near: int = 0
-    histogram: tuple[int, ...] = field(default=(), compare=False)
-    """Pixels by their distance, in steps of 1 px: up to 1, up to 2, ..."""
-
-    def __add__(self, other: DistanceSums) -> DistanceSums:
-        return DistanceSums(
-            self.pixels + other.pixels,
-            self.distance + other.distance,
-            self.near + other.near,
-            tuple(map(sum, zip_longest(self.histogram, other.histogram, fillvalue=0))),
-        )
-
-    @property
-    def mean(self) -> float:
-        """Mean distance, in pixels; NaN without pixels."""
-        return self.distance / self.pixels if self.pixels else float("nan")
-
-    @property
-    def near_share(self) -> float:
-        """Share of the pixels near the border; NaN without pixels."""
-        return self.near / self.pixels if self.pixels else float("nan")
-
-
-@dataclass(frozen=True)
-class ScribbleStatistics:
-    """How scribbles compare with the masks they are about; + adds the statistics of images."""
-
-    pixels: int
-    """Pixels of the image, void left out."""
-
-    labelled: int
-    """Pixels with a scribble."""
-
-    contradicting: int
-    """Scribbled pixels of another class than the mask's."""
-
-    region: dict[int, DistanceSums]
-    """Per class, over all its pixels in the mask."""
-
-    scribble: dict[int, DistanceSums]
-    """Per class, over its scribbled pixels (those that agree with the mask)."""
-
-    def __add__(self, other: ScribbleStatistics) -> ScribbleStatistics:
-        return ScribbleStatistics(
-            self.pixels + other.pixels,
-            self.labelled + other.labelled,
-            self.contradicting + other.contradicting,
-            _merge(self.region, other.region),
-            _merge(self.scribble, other.scribble),
-        )
-
-    @property
-    def labelled_share(self) -> float:
-        """Share of the pixels that carry a scribble."""
-        return self.labelled / self.pixels if self.pixels else float("nan")
-
-    @property
-    def contradicting_share(self) -> float:
-        """Share of the scribbled pixels that contradict the mask."""
-        return self.contradicting / self.labelled if self.labelled else float("nan")
-
-
-def scribble_statistics(
-    scribble: np.ndarray,  # [H, W] integers
-    mask: np.ndarray,  # [H, W] integers
-    *,
-    border: float = 5.0,
-    ignore_value: int = 255,
-) -> ScribbleStatistics:
-    """Measure where scribbles lie in the regions that they label.
-
-    Distances are from a pixel to the nearest pixel of another class, void or beyond the picture's
-    frame.
-
-    Args:
-        scribble: [H, W] integers, 255 where there is no scribble.
-        mask: [H, W] integers, the true classes.
-        border: Distance in pixels up to which a pixel counts as near the border.
-        ignore_value: Value of void pixels in the mask, which are left out.
-
-    Returns:
-        The sums of one image.
-
-    Raises:
-        ValueError: The arrays are no label maps, or their sizes differ.
-    """
-    _check_labels("scribble", scribble)
-    _check_labels("mask", mask)
-    if scribble.shape != mask.shape:
-        raise ValueError(f"scribble must have the mask's size {mask.shape}, got {scribble.shape}")
-    known = mask != ignore_value
-    drawn = known & (scribble != UNLABELED)
-    region, scribbled = {}, {}
-    for label in np.unique(mask[known]):
-        inside = mask == label
-        distance = _distance_to_border(inside)
-        region[int(label)] = _sums(distance[inside], border)
-        scribbled[int(label)] = _sums(distance[inside & (scribble == label)], border)
-    contradicting = int((drawn & (scribble != mask)).sum())
-    return ScribbleStatistics(int(known.sum()), int(drawn.sum()), contradicting, region, scribbled)
-
-
-def _sums(distance: np.ndarray, border: float) -> DistanceSums:
-    steps = np.maximum(np.ceil(distance).astype(int) - 1, 0)
-    return DistanceSums(
-        distance.size,
-        float(distance.sum()),
-        int((distance <= border).sum()),
-        tuple(np.bincount(steps).tolist()),
-    )
-
-
-def _merge(a: dict[int, DistanceSums], b: dict[int, DistanceSums]) -> dict[int, DistanceSums]:
-    none = DistanceSums()
-    return {label: a.get(label, none) + b.get(label, none) for label in sorted({*a, *b})}
