@@ -117,7 +117,8 @@ class Inspection:
         if not self.dark:
             return []
         return [
-            f"{_count(self.dark, 'label map')} look black in a viewer, since they hold class "
+            f"{_count(self.dark, 'label map')} look black in a viewer, since their pixels hold "
+            "class "
             f"numbers (0 to {len(self.classes)} of 255), not colors; `blpseg scribbles preview` "
             "shows them in color"
         ]

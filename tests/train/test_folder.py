@@ -206,7 +206,7 @@ def test_truncated_scribbles_are_named(own_shapes: Path) -> None:
 def test_photos_of_floating_point_are_refused(own_shapes: Path) -> None:
     (own_shapes / "images/shape0.png").unlink()
     Image.fromarray(np.zeros((48, 64), np.float32)).save(own_shapes / "images/shape0.tif")
-    assert "images/shape0.tif: cannot be read (expected 8 or 16 bits a channel, got mode F" in (
+    assert "images/shape0.tif: cannot be read (expected 8 or 16 bits per channel, got mode F" in (
         refused(own_shapes)
     )
 

@@ -110,7 +110,7 @@ def test_single_gifs_are_photos(tmp_path: Path) -> None:
 def test_values_without_a_known_range_are_refused(tmp_path: Path, dtype: type) -> None:
     path = tmp_path / "height.tif"
     Image.fromarray(np.zeros((4, 5), dtype)).save(path)
-    assert "expected 8 or 16 bits a channel, got mode" in refused(path)
+    assert "expected 8 or 16 bits per channel, got mode" in refused(path)
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "tif", "webp"])

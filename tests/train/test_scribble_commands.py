@@ -260,7 +260,9 @@ def test_inspect_explains_black_maps_and_unlabeled_zeros(own_shapes: Path) -> No
         Image.fromarray(np.where(drawn == 255, 0, drawn).astype(np.uint8)).save(path)
     found = inspect(DataConfig(own_shapes), quiet=True)
     assert found.dark == 3
-    assert found.notes()[0].startswith("3 label maps look black in a viewer, as their pixels hold")
+    assert found.notes()[0].startswith(
+        "3 label maps look black in a viewer, since their pixels hold"
+    )
     (warning,) = (text for text in found.warnings() if "data.unlabeled_value" in text)
     assert warning.startswith("100% of the pixels are labeled, most of them background")
 
