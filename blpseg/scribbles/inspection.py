@@ -118,9 +118,8 @@ class Inspection:
             return []
         return [
             f"{_count(self.dark, 'label map')} look black in a viewer, since their pixels hold "
-            "class "
-            f"numbers (0 to {len(self.classes)} of 255), not colors; `blpseg scribbles preview` "
-            "shows them in color"
+            f"class numbers (0 to {len(self.classes)} of 255), not colors; "
+            "`blpseg scribbles preview` shows them in color"
         ]
 
     def preference(self) -> dict[str, tuple[DistanceSums, DistanceSums]]:
