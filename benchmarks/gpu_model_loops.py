@@ -147,7 +147,7 @@ def _source_loops(file: str) -> list[SourceLoop]:
     if "csrc" not in file:
         return []
     return [
-        SourceLoop(i + 1, _end(lines, i) + 1, line.strip(), "#pragma unroll" in lines[i - 1])
+        SourceLoop(i + 1, _end(lines, i) + 1, line.strip(), lines[i - 1].strip() == "#pragma unroll")
         for i, line in enumerate(lines)
         if re.match(r"\s*(for|while) \(", line)
     ]
