@@ -146,10 +146,15 @@ def _source_loops(file: str) -> list[SourceLoop]:
         ]
     if "csrc" not in file:
         return []
+    found = [i for i, line in enumerate(lines) if re.match(r"\s*(for|while) \(", line)]
     return [
-        SourceLoop(i + 1, _end(lines, i) + 1, line.strip(), lines[i - 1].strip() == "#pragma unroll")
-        for i, line in enumerate(lines)
-        if re.match(r"\s*(for|while) \(", line)
+        SourceLoop(
+            i + 1,
+            _end(lines, i) + 1,
+            lines[i].strip(),
+            lines[i - 1].strip() == "#pragma unroll",  # with a number behind it, a loop is left
+        )
+        for i in found
     ]
 
 
