@@ -1,46 +1,48 @@
-"""The ops as modules, with the parameters they need."""
+"""The ops as modules that hold their parameters and settings."""
 
 from __future__ import annotations
-
-import math
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from blpseg_ops import _checks
+from blpseg_ops._basis import embedding_basis
+from blpseg_ops._patch_conv import PatchConv2d, patch_conv2d
+from blpseg_ops._precision import matmul
 from blpseg_ops.ops.blp_loss import blp_loss
 from blpseg_ops.ops.lam import lam
 
 
 class LocalAggregation(nn.Module):
-    """LAM with its own embedding: an image and logits in, aggregated logits out.
+    """LAM with its own embedding: takes images and logits, returns aggregated logits.
 
-    The embedding is made from the normalised image alone: zero-padded right and bottom to whole
-    patches, a ``patch`` x ``patch`` convolution of that stride, LayerNorm over channels and a 1x1
-    convolution. It stays in float32 under autocast, since |f|^2 reaches hundreds.
+    The embedding depends on the normalized image alone. The image is zero-padded right and bottom
+    to whole patches; a ``patch`` x ``patch`` convolution of that stride, LayerNorm over channels
+    and a 1x1 convolution follow. |f|^2 reaches hundreds, so the embedding is computed in float32,
+    forward and backward, under autocast and whatever torch's TF32 switches allow.
 
-    It wraps any segmentation network, ``aggregate(images, network(images))``: ``patch`` is the
-    stride of the network's logits, and the image need not be a multiple of it. sigma and radius
-    are in pixels of the logits, so a coarser stride asks for smaller ones.
+    The module wraps any segmentation network: ``aggregate(images, network(images))``. ``patch`` is
+    the stride of the network's logits; the image size need not be a multiple of it. sigma and
+    radius count pixels of the logits, so a network with a coarser stride needs smaller ones.
 
-    Whatever ``dim`` is, the embedding spans ``in_channels * patch**2 + 2`` dimensions at most, 50
-    as published. GPUs therefore get its coordinates in those, with the same output and the same
-    gradients; :meth:`embed` always returns the embedding itself.
+    The embedding spans at most ``in_channels * patch**2 + 2`` dimensions, 50 as published, whatever
+    ``dim`` is. On GPUs LAM gets its coordinates in those dimensions (:meth:`coordinates`); output
+    and gradients are the same. :meth:`embed` always returns the embedding itself.
 
     Args:
         dim: Channels D of the embedding.
-        patch: Pixels of the image a side that make one pixel of the logits.
+        patch: Side of the image patch, in pixels, that becomes one pixel of the logits.
         in_channels: Channels of the image.
         sigma: Standard deviation of the Gaussian, in pixels of the logits, > 0.
-        radius: Half the side of the window that pixels see, in pixels of the logits, >= 0; None:
-            the whole image.
-        eps: Guard of the published program, >= 0; see :func:`blpseg_ops.lam`.
+        radius: Half the side of the window that pixels see, in pixels of the logits, >= 0; None
+            for the whole image.
+        eps: Weight of the published program's guard, >= 0; see :func:`blpseg_ops.lam`.
         scale: Factor on the scores.
-        backend: As for :func:`blpseg_ops.lam`.
+        backend: See :func:`blpseg_ops.lam`.
 
     Raises:
-        ValueError: sigma, radius, eps or scale does not fit.
+        ValueError: sigma, radius, eps or scale is out of range.
 
     Examples:
         Around logits at a quarter of the image's size, rounded up:
@@ -72,9 +74,9 @@ class LocalAggregation(nn.Module):
         _checks.require_finite("LocalAggregation", "scale", scale)
         self.patch, self.sigma, self.radius = patch, sigma, radius
         self.eps, self.scale, self.backend = eps, scale, backend
-        self.proj = nn.Conv2d(in_channels, dim, patch, stride=patch)
+        self.proj = PatchConv2d(in_channels, dim, patch)
         self.norm = nn.LayerNorm(dim)
-        self.conv = nn.Conv2d(dim, dim, 1)
+        self.conv = PatchConv2d(dim, dim, 1)
         for layer in (self.proj, self.conv):
             nn.init.kaiming_normal_(layer.weight, mode="fan_out")
 
@@ -82,50 +84,34 @@ class LocalAggregation(nn.Module):
         self,
         images: Tensor,  # [N, 3, H, W]
     ) -> Tensor:  # [N, D, ceil(H / patch), ceil(W / patch)]
-        """The features in which pixels are compared."""
-        features: Tensor = self.conv(self._normed(images))
+        """Return the features by which pixels are compared."""
+        with torch.autocast(images.device.type, enabled=False):
+            features: Tensor = self.conv(self._normed(images))
         return features
 
     def coordinates(
         self,
         images: Tensor,  # [N, 3, H, W]
     ) -> Tensor:  # [N, in_channels * patch^2 + 2, ceil(H / patch), ceil(W / patch)]
-        """The embedding f as Q^T f, in an orthonormal basis Q of all that it can be.
+        """Return Q^T f for the embedding f and an orthonormal basis Q of all that f can be.
 
-        Products of features are the same, and so is the gradient of what depends on f by them, with
-        Q taken as constant: it is a sum of features and hence Q times the gradient of Q^T f.
+        Inner products are those of f. The gradient for f is a combination of features and lies in
+        the span of Q, so Q can be treated as a constant and all gradients are those of f, too.
         """
-        basis = self._basis()
-        weight = torch.einsum("dr,dkyx->rkyx", basis, self.conv.weight)
-        return F.conv2d(self._normed(images), weight, _bias(self.conv) @ basis)
+        with torch.autocast(images.device.type, enabled=False):
+            basis = embedding_basis(self.proj, self.norm, self.conv)  # Q [D, R]
+            assert self.conv.bias is not None
+            weight = matmul(basis.mT, self.conv.weight.flatten(1))
+            bias = matmul(basis.mT, self.conv.bias[:, None])[:, 0]
+            return patch_conv2d(self._normed(images), weight[:, :, None, None], bias)
 
     def _normed(self, images: Tensor) -> Tensor:  # [N, 3, H, W] -> [N, D, h, w]
         height, width = images.shape[2:]
-        padded = F.pad(images, (0, -width % self.patch, 0, -height % self.patch))
-        patches = self.proj(padded)
-        normed: Tensor = self.norm(patches.permute(0, 2, 3, 1))
+        padded = F.pad(
+            images.to(self.proj.weight.dtype), (0, -width % self.patch, 0, -height % self.patch)
+        )
+        normed: Tensor = self.norm(self.proj(padded).permute(0, 2, 3, 1))
         return normed.permute(0, 3, 1, 2)
-
-    @torch.no_grad()
-    def _basis(self) -> Tensor:  # [D, in_channels * patch^2 + 2]
-        """An orthonormal basis of the embedding's span, coordinates that vary most coming first.
-
-        LayerNorm takes the mean off, divides by a number a pixel and applies gain and bias, so the
-        embedding is a combination of what the rest makes of proj's columns and its bias, plus one
-        constant. Photos vary smoothly: a patch's columns are taken by frequency.
-        """
-        gain = self.conv.weight[:, :, 0, 0] * self.norm.weight
-        gain = gain - gain.mean(1, keepdim=True)
-        place = torch.arange(self.patch, dtype=gain.dtype, device=gain.device)
-        waves = torch.cos(math.pi / self.patch * (place + 0.5) * place[:, None])  # [k, place]
-        columns = torch.einsum("dcyx,ky,lx->dklc", self.proj.weight, waves, waves).flatten(1, 2)
-        columns = columns[:, (place[:, None] + place).flatten().argsort(stable=True)].flatten(1)
-        constant = self.conv.weight[:, :, 0, 0] @ self.norm.bias + _bias(self.conv)
-        average, rest = columns.tensor_split([self.proj.in_channels], 1)
-        span = torch.cat([gain @ average, (gain @ _bias(self.proj))[:, None], gain @ rest], 1)
-        span = torch.cat([span, constant[:, None]], 1)
-        basis: Tensor = torch.linalg.qr(span.double())[0]
-        return basis.to(span.dtype)
 
     def forward(
         self,
@@ -133,20 +119,20 @@ class LocalAggregation(nn.Module):
         logits: Tensor,  # [N, C, ceil(H / patch), ceil(W / patch)]
         *,
         sigma: float | None = None,
-    ) -> Tensor:  # as logits
-        """Aggregate logits over near pixels that look alike in the image.
+    ) -> Tensor:  # [N, C, ceil(H / patch), ceil(W / patch)]
+        """Average the logits over near pixels that look alike in the image.
 
         Args:
-            images: [N, in_channels, H, W], floating point, normalised as for the network.
+            images: [N, in_channels, H, W], floating point, normalized as for the network.
             logits: [N, C, ceil(H / patch), ceil(W / patch)], on the device of images.
-            sigma: For this call, instead of the module's.
+            sigma: Replaces the module's sigma in this call.
 
         Returns:
-            The shape of logits, and their dtype (under autocast: float32).
+            A tensor of the shape and dtype of logits (float32 under autocast).
 
         Raises:
             TypeError: An input is not a floating-point tensor.
-            ValueError: The shapes do not fit each other, or sigma is not > 0.
+            ValueError: The shapes do not match, or sigma is not > 0.
         """
         sigma = self.sigma if sigma is None else sigma
         _checks.require_positive("LocalAggregation", "sigma", sigma)
@@ -156,12 +142,11 @@ class LocalAggregation(nn.Module):
         grid = (-(-height // self.patch), -(-width // self.patch))
         if logits.shape[0] != n or tuple(logits.shape[2:]) != grid:
             raise ValueError(
-                f"LocalAggregation: logits must have batch, height and width {[n, *grid]} for "
-                f"images {list(images.shape)} and patch {self.patch}, got {list(logits.shape)}"
+                f"LocalAggregation: logits must have batch size, height and width {[n, *grid]} for "
+                f"images of shape {list(images.shape)} and patch {self.patch}, "
+                f"got shape {list(logits.shape)}"
             )
-        with torch.autocast(images.device.type, enabled=False):
-            images = images.to(self.proj.weight.dtype)
-            features = self.coordinates(images) if self._gains() else self.embed(images)
+        features = self.coordinates(images) if self._should_project() else self.embed(images)
         return lam(
             features,
             logits,
@@ -172,22 +157,15 @@ class LocalAggregation(nn.Module):
             backend=self.backend,
         )
 
-    def _gains(self) -> bool:
-        """Whether coordinates are worth their making: the CPU's kernel finds them by itself."""
-        return self.proj.weight.is_cuda and self.proj.out_channels > max(64, self._rank())
-
-    def _rank(self) -> int:
-        return self.proj.in_channels * self.patch**2 + 2
+    def _should_project(self) -> bool:
+        """Return whether LAM gets coordinates. The CPU kernel finds a basis by itself."""
+        rank = self.proj.in_channels * self.patch**2 + 2
+        return self.proj.weight.is_cuda and self.proj.out_channels > max(64, rank)
 
     def extra_repr(self) -> str:
-        """The numbers, for print(module)."""
+        """Return the settings, for print(module)."""
         names = ("patch", "sigma", "radius", "eps", "scale")
         return ", ".join(f"{name}={getattr(self, name)}" for name in names)
-
-
-def _bias(layer: nn.Conv2d) -> Tensor:
-    assert layer.bias is not None
-    return layer.bias
 
 
 class BLPLoss(nn.Module):
@@ -195,11 +173,11 @@ class BLPLoss(nn.Module):
 
     Args:
         gamma: Exponent of the weight, >= 0.
-        ignore_index: Value of pixels to leave out; outside 0..K.
-        backend: As for :func:`blpseg_ops.blp_loss`.
+        ignore_index: Value of pixels to ignore; outside 0..K.
+        backend: See :func:`blpseg_ops.blp_loss`.
 
     Raises:
-        ValueError: gamma does not fit.
+        ValueError: gamma is out of range.
 
     Examples:
         >>> loss = blpseg_ops.BLPLoss(gamma=2.0)
@@ -225,7 +203,7 @@ class BLPLoss(nn.Module):
         annotation_logits: Tensor,  # [N, K + 1, h, w]
         target: Tensor,  # [N, H, W]
     ) -> Tensor:  # []
-        """The loss; shapes and errors as for :func:`blpseg_ops.blp_loss`."""
+        """Return the loss; shapes and errors as for :func:`blpseg_ops.blp_loss`."""
         return blp_loss(
             seg_logits,
             annotation_logits,
@@ -236,5 +214,5 @@ class BLPLoss(nn.Module):
         )
 
     def extra_repr(self) -> str:
-        """The numbers, for print(module)."""
+        """Return the settings, for print(module)."""
         return f"gamma={self.gamma}, ignore_index={self.ignore_index}"

@@ -496,8 +496,8 @@ OTHERS: list[tuple[Callable[[], Any], type[Exception], str]] = [
     (
         lambda: blpseg_ops.LocalAggregation(dim=4)(torch.zeros(1, 3, 9, 8), V[:1]),
         ValueError,
-        "LocalAggregation: logits must have batch, height and width [1, 3, 2] for images "
-        "[1, 3, 9, 8] and patch 4, got [1, 3, 3, 5]",
+        "LocalAggregation: logits must have batch size, height and width [1, 3, 2] for images "
+        "of shape [1, 3, 9, 8] and patch 4, got shape [1, 3, 3, 5]",
     ),
     (
         lambda: blpseg_ops.BLPLoss(gamma=-1.0),

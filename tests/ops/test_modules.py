@@ -115,7 +115,7 @@ def test_coordinates_stand_for_the_embedding(dim: int, rng: torch.Generator) -> 
     assert coordinates.shape == (2, 50, 5, 8)
     products = torch.einsum("ndyx,ndyx->nyx", coordinates, coordinates)
     expected = module.embed(images).square().sum(1)
-    torch.testing.assert_close(products, expected, rtol=1e-12, atol=0)
+    torch.testing.assert_close(products, expected, rtol=1e-11, atol=0)
     names = ["output", *(name for name, _ in module.named_parameters())]
     for name, got, wanted in zip(names, run(module.coordinates), run(module.embed), strict=True):
         assert wanted.abs().max() > 0, name
@@ -130,7 +130,7 @@ def test_where_they_gain_coordinates_are_what_lam_gets(
     images = torch.randn(1, 3, 12, 12, generator=rng, dtype=torch.float64)
     logits = torch.randn(1, 2, 3, 3, generator=rng, dtype=torch.float64)
     expected = module(images, logits)
-    monkeypatch.setattr(module, "_gains", lambda: True)
+    monkeypatch.setattr(module, "_should_project", lambda: True)
     monkeypatch.setattr(module, "embed", None)
     torch.testing.assert_close(module(images, logits), expected, rtol=1e-11, atol=1e-12)
 
@@ -143,7 +143,7 @@ def test_coordinates_of_a_degenerate_embedding(rng: torch.Generator) -> None:
             bias.zero_()
     images = torch.randn(1, 3, 12, 12, generator=rng, dtype=torch.float64)
     squares = (module.coordinates(images).square().sum(1), module.embed(images).square().sum(1))
-    torch.testing.assert_close(*squares, rtol=1e-12, atol=0)
+    torch.testing.assert_close(*squares, rtol=1e-11, atol=0)
 
 
 def test_modules_print_their_numbers() -> None:
