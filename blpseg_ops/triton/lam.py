@@ -53,11 +53,14 @@ def lam(
     with torch.cuda.device_of(features):
         packed_features = pack(features, grid, packed_dims)
         packed_values = pack(values, grid, packed_channels)
-        tiles = describe(packed_features, packed_values, grid, scale)
+        tiles = describe(packed_features, packed_values, grid, params, family, window=window)
         lists = list_tiles(
             tiles, grid, params, tiles_per_program, family, window=window, symmetric=False
         )
-        forward_kernel[lists.list_lengths.numel(), packed_channels // launch.constants["SLICE_C"]](
+        forward_kernel[
+            lists.tile_lists.shape[0] * lists.tile_lists.shape[1],
+            packed_channels // launch.constants["SLICE_C"],
+        ](
             features=packed_features,
             values=packed_values,
             sq_norm=tiles.sq_norm,
@@ -112,17 +115,26 @@ def lam_backward(
             pack(maps, grid, packed_channels) for maps in (values, grad_output, output)
         )
         upstream = Upstream(packed_grad, packed_output, log_denominator)
-        tiles = describe(packed_features, packed_values, grid, scale, upstream)
+        tiles = describe(
+            packed_features,
+            packed_values,
+            grid,
+            params,
+            family,
+            window=window,
+            upstream=upstream,
+        )
         lists = list_tiles(
             tiles, grid, params, tiles_per_program, family, window=window, symmetric=True
         )
-        backward_kernel[lists.list_lengths.numel(), slices](
+        backward_kernel[lists.tile_lists.shape[0] * lists.tile_lists.shape[1], slices](
             features=packed_features,
             values=packed_values,
             grad_output=packed_grad,
             sq_norm=tiles.sq_norm,
             delta=tiles.delta,
             log_denominator=tiles.log_denominator,
+            grad_unit=_grad_unit(packed_grad, packed_values),
             **lists._asdict(),
             grad_features=grad_features,
             grad_values=grad_values,
@@ -136,6 +148,22 @@ def lam_backward(
             **launch.keywords(),
         )
     return laid_out_as(grad_features, features), laid_out_as(grad_values, values)
+
+
+def _grad_unit(
+    grad_output: Tensor,  # [N, tiles, 64, packed_channels]
+    values: Tensor,  # [N, tiles, 64, packed_channels]
+) -> Tensor:  # [N]
+    """Return a power of two per image that keeps score gradients in float16's range, at most 1.
+
+    Only float16 needs one: under loss scaling |<g_b, v_a> - delta_b| may exceed 65504.
+    """
+    if grad_output.dtype != torch.float16:
+        return values  # not read
+    # Each direction's score gradient is at most twice |g_b|_1 max |v|.
+    largest = 4 * grad_output.abs().sum(-1, dtype=torch.float32).amax((1, 2))
+    largest *= values.abs().amax((1, 2, 3))
+    return (2**15 / largest).log2().floor().exp2().clamp(max=1)
 
 
 LIBRARY.impl("lam", lam, "CUDA")

@@ -55,6 +55,24 @@ def _score_gradient(
     return prob, grad_score
 
 
+@triton.jit
+def _guard_gradient(
+    dot_product,  # [QUERIES, KEYS]
+    visible,  # [QUERIES, KEYS], used only with WINDOW
+    query_sq_norm,  # this and the next two: [QUERIES, 1] or [1, KEYS], by who is the query
+    query_log_denominator,
+    query_delta,
+    scale,
+    log_eps,
+    WINDOW: tl.constexpr,
+):
+    """Return the score gradients -R_ab delta_b of pairs whose weight is negligible."""
+    log_similarity = (dot_product - query_sq_norm) * scale
+    if WINDOW:
+        log_similarity = tl.where(visible, log_similarity, float("-inf"))
+    return -_probability(log_similarity + log_eps, query_log_denominator) * query_delta
+
+
 @triton.jit(
     do_not_specialize=[
         "height", "width", "tile_columns", "tiles", "list_capacity", "dims", "channels",
@@ -68,8 +86,9 @@ def backward_kernel(
     sq_norm,  # [N, tiles, 64]
     delta,  # [N, tiles, 64]
     log_denominator,  # [N, tiles, 64]
+    grad_unit,  # [N], powers of two that score gradients are scaled by; used with HAS_GRAD_UNIT
     tile_lists,  # [N, query blocks, list_capacity]
-    list_lengths,  # [N, query blocks]
+    list_lengths,  # [2, N, query blocks], near and far
     grad_features,  # [N, D, h, w], contiguous
     grad_values,  # [N, C, h, w], contiguous
     height,
@@ -86,6 +105,7 @@ def backward_kernel(
     log_eps,
     radius,
     HAS_EPS: tl.constexpr,
+    HAS_GRAD_UNIT: tl.constexpr,
     WINDOW: tl.constexpr,
     QUERIES: tl.constexpr,  # pixels that a program owns
     KEYS: tl.constexpr,  # other pixels per step
@@ -129,6 +149,10 @@ def backward_kernel(
     own_sq_norm = tl.load(sq_norm + pixel)[:, None]
     own_delta = tl.load(delta + pixel)[:, None]
     own_log_denominator = tl.load(log_denominator + pixel)[:, None]
+
+    unit = 1.0  # keeps float16 score gradients below its largest number
+    if HAS_GRAD_UNIT:
+        unit = tl.load(grad_unit + image)
 
     lane = tl.arange(0, KEYS)
     other_features = features + lane[:, None] * packed_dims + dim
@@ -203,20 +227,62 @@ def backward_kernel(
             prob.to(grad.dtype), grad, total_values, input_precision=INPUT_PRECISION
         )
         feature = tl.load(features_slice + first * packed_dims)
+        grad_score += other_grad_score
+        if HAS_GRAD_UNIT:
+            grad_score *= unit
         total_features = tl.dot(
-            (grad_score + other_grad_score).to(feature.dtype),
+            grad_score.to(feature.dtype),
             feature,
             total_features,
             input_precision=INPUT_PRECISION,
         )
 
-    # 6. Store.
+    if HAS_EPS:
+        # 6. Far tiles: their pixels count in T only.
+        tile_lists += tl.load(list_lengths + block)
+        for i in range(tl.load(list_lengths + tl.num_programs(0) + block) * (64 // KEYS)):
+            first = tl.load(tile_lists + i // (64 // KEYS)) * 64 + i % (64 // KEYS) * KEYS
+            other = first + lane
+            dot_product = dot_products(
+                own_features,
+                own_first_features,
+                other_features + first.to(tl.int64) * packed_dims,
+                packed_dims,
+                D_FITS_IN_ONE_BLOCK,
+                BLOCK_D,
+                INPUT_PRECISION,
+            )
+            visible = dot_product == dot_product
+            if WINDOW:
+                other_y, other_x = pixel_yx(other, tile_columns)
+                visible = in_window(y, x, other_y, other_x, radius)
+            other_sq_norm = tl.load(sq_norm + other)[None, :]
+            other_delta = tl.load(delta + other)[None, :]
+            other_log_denominator = tl.load(log_denominator + other)[None, :]
+            grad_score = _guard_gradient(
+                dot_product, visible, own_sq_norm, own_log_denominator, own_delta, scale, log_eps,
+                WINDOW,
+            ) + _guard_gradient(
+                dot_product, visible, other_sq_norm, other_log_denominator, other_delta, scale,
+                log_eps, WINDOW,
+            )  # fmt: skip
+            feature = tl.load(features_slice + first.to(tl.int64) * packed_dims)
+            if HAS_GRAD_UNIT:
+                grad_score *= unit
+            total_features = tl.dot(
+                grad_score.to(feature.dtype),
+                feature,
+                total_features,
+                input_precision=INPUT_PRECISION,
+            )
+
+    # 7. Store.
     inside = ((y < height) & (x < width))[:, None]
     area = height.to(tl.int64) * width
     pixel_offset = (y.to(tl.int64) * width + x)[:, None]
     tl.store(
         grad_features + pixel_offset + ((image * dims + slice_d) * area)[None, :],
-        total_features * scale,
+        total_features * (scale / unit),
         mask=inside & (slice_d < dims)[None, :],
     )
     tl.store(

@@ -59,9 +59,9 @@ def forward(
         queries, warps, stages = 64, 4, 2
         whole = dims == 64 and family != "sm_100"
         block = 64 if whole else 32
-        keys = 32 if channels == 32 else 16
-        if family == "sm_90" and channels == 32 and dims == 64:
-            keys = 64  # its matrix units read the queries' features anew for every product
+        keys = 32 if channels == 32 or family == "sm_90" else 16
+        if family == "sm_90" and channels == 32:
+            stages = 3 if whole else 4  # two copies in flight; three programs per multiprocessor
     else:
         queries, warps, stages = 128, 8, 3 if family == "sm_90" else 2
         whole = _is_whole(family, dims)
@@ -84,9 +84,11 @@ def backward(
     family: str, dtype: torch.dtype, dims: int, channels: int, has_eps: bool, window: bool
 ) -> Launch:
     """Return the backward kernel's launch for packed numbers of features and channels."""
-    queries, warps, keys = 64, 4, 32
+    queries, warps, keys, stages = 64, 4, 32, 2
     if dtype == torch.float32:
-        whole, block, features = False, 32, 64
+        # Triton pipelines innermost loops only: features in one block leave one loop.
+        whole = dims == 64 and family == "sm_90"
+        block, features = 64 if whole else 32, 64
         if channels > 32 or family == "sm_100":
             keys = 16
     else:
@@ -96,6 +98,8 @@ def backward(
             queries, warps = 128, 8
         if not whole:
             keys = 16
+        if family == "sm_90" and dims == 256:
+            keys, features, stages = 16, 256, 3  # scores are made once, and nothing is spilled
     constants = {
         "HAS_EPS": has_eps,
         "WINDOW": window,
@@ -106,10 +110,11 @@ def backward(
         "BLOCK_D": block,
         "BLOCK_C": 32,
         "SLICE_D": features,
+        "HAS_GRAD_UNIT": dtype == torch.float16,
         "SLICE_C": min(channels, 64),
         "INPUT_PRECISION": _input_precision(family),
     }
-    return Launch(constants, warps, num_stages=2)
+    return Launch(constants, warps, stages)
 
 
 def pack() -> Launch:
@@ -117,9 +122,15 @@ def pack() -> Launch:
     return Launch({"BLOCK": PACKED})
 
 
-def describe(backward: bool) -> Launch:
+def describe(family: str, window: bool, backward: bool) -> Launch:
     """Return the launch of describe_kernel."""
-    return Launch({"BACKWARD": backward, "BLOCK": PACKED})
+    constants = {
+        "BACKWARD": backward,
+        "WINDOW": window,
+        "BLOCK": PACKED,
+        "INPUT_PRECISION": _input_precision(family),
+    }
+    return Launch(constants)
 
 
 def list_tiles(tiles_per_program: int, window: bool, symmetric: bool) -> Launch:
@@ -133,13 +144,16 @@ def list_tiles(tiles_per_program: int, window: bool, symmetric: bool) -> Launch:
     return Launch(constants)
 
 
-def refine(family: str, tiles_per_program: int, window: bool, symmetric: bool) -> Launch:
+def refine(
+    family: str, tiles_per_program: int, has_eps: bool, window: bool, symmetric: bool
+) -> Launch:
     """Return the launch of refine_kernel."""
     constants = {
         "QUERIES": 64 * tiles_per_program,
+        "HAS_EPS": has_eps,
         "WINDOW": window,
         "SYMMETRIC": symmetric,
-        # Bounds are rounded up, so tf32 will do. Triton 3.6 fails on such short products of it
+        # The operands are rounded to tf32 before. Triton 3.6 fails on such short products of it
         # for sm_100.
         "INPUT_PRECISION": "tf32" if family in ("sm_80", "sm_90") else "ieee",
         "BLOCK": 128,

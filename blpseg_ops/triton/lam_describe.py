@@ -5,9 +5,9 @@ take upper bounds: with b the query and a the key,
 
     log P_ab <= scale <f_a, f_b> + key_log_bound_a + query_log_bound_b - d^2 / (2 sigma^2).
 
-query_log_bound is -scale |f_b|^2 (the denominator is at least the query's own weight) or, where it
-is known, minus the log of the denominator. key_log_bound is log A_a, by how much the key's values
-exceed their usual size (docs/lam-error.md).
+query_log_bound is -scale |f_b|^2 minus a lower bound of log(denominator / w_bb): in backward the
+denominator is known, in forward the bound is the sum over the query's own tile. key_log_bound is
+log A_a, by how much the key's values exceed their usual size (docs/lam-error.md).
 """
 
 from __future__ import annotations
@@ -20,7 +20,15 @@ import triton.language as tl
 from torch import Tensor
 
 from blpseg_ops.triton import lam_config
-from blpseg_ops.triton.lam_math import TILE, pixel_yx
+from blpseg_ops.triton.lam_math import (
+    TILE,
+    LamParams,
+    in_window,
+    log_weights,
+    mask_logits,
+    pixel_yx,
+    squared_distances,
+)
 from blpseg_ops.triton.lam_pack import TileGrid
 
 AXES = 16  # the first 15 features, and the norm of the rest
@@ -56,7 +64,10 @@ def describe(
     features: Tensor,  # [N, tiles, 64, packed_dims]
     values: Tensor,  # [N, tiles, 64, packed_channels]
     grid: TileGrid,
-    scale: float,
+    params: LamParams,
+    family: str,
+    *,
+    window: bool,
     upstream: Upstream | None = None,
 ) -> Tiles:
     """Describe every tile; `upstream` is None in forward."""
@@ -97,8 +108,8 @@ def describe(
         stride_x=stride_x,
         packed_dims=features.shape[-1],
         packed_channels=values.shape[-1],
-        scale=scale,
-        **lam_config.describe(backward=upstream is not None).keywords(),
+        **params._asdict(),
+        **lam_config.describe(family, window, backward=upstream is not None).keywords(),
     )
     return made
 
@@ -121,7 +132,39 @@ def _bound(number, counted):
     return tl.where(counted, tl.where(number == number, number, _HUGE), float("-inf"))
 
 
-@triton.jit(do_not_specialize=["height", "width", "tile_columns", "tiles", "scale"])
+@triton.jit
+def _own_tile_log_sum(
+    dot_product,  # [64, 64] of a tile's features with themselves
+    sq_norm,  # [64]
+    y,
+    x,
+    inside,  # [64]
+    scale,
+    inv_two_sigma_sq,
+    radius,
+    WINDOW: tl.constexpr,
+):
+    """Return a lower bound of log(Z_b / w_bb): the sum over the keys of the query's own tile."""
+    query_sq_norm = sq_norm[:, None]
+    distance2 = squared_distances(y, x, y, x)
+    _, log_weight = log_weights(dot_product, query_sq_norm, distance2, scale, inv_two_sigma_sq)
+    # The dot products' rounding, and that of the same in the main kernels, is less than this.
+    slack = 2.0**-13 * tl.abs(scale) * tl.sqrt(query_sq_norm) * tl.sqrt(sq_norm)[None, :]
+    log_weight -= tl.where(distance2 == 0, 0, slack)
+    visible = inside[None, :]
+    if WINDOW:
+        visible = visible & in_window(y, x, y, x, radius)
+    _, log_weight = mask_logits(visible, log_weight, log_weight)
+    largest = tl.maximum(tl.max(log_weight, 1), 0)
+    return largest + tl.log(tl.maximum(tl.sum(tl.exp(log_weight - largest[:, None]), 1), 1e-30))
+
+
+@triton.jit(
+    do_not_specialize=[
+        "height", "width", "tile_columns", "tiles",
+        "scale", "inv_two_sigma_sq", "log_eps", "radius",
+    ]
+)  # fmt: skip
 def describe_kernel(
     features,  # [N, tiles, 64, packed_dims]
     values,  # [N, tiles, 64, packed_channels]
@@ -150,8 +193,13 @@ def describe_kernel(
     packed_dims,
     packed_channels,
     scale,
+    inv_two_sigma_sq,
+    log_eps,
+    radius,
     BACKWARD: tl.constexpr,
+    WINDOW: tl.constexpr,
     BLOCK: tl.constexpr,  # features or channels per step
+    INPUT_PRECISION: tl.constexpr,
 ):
     """Describe one tile; program id: image and tile."""
     tile = tl.program_id(0).to(tl.int64)
@@ -162,20 +210,29 @@ def describe_kernel(
     inside = (y < height) & (x < width)
     lane = tl.arange(0, BLOCK)[None, :]
 
-    # 1. |f|^2.
+    # 1. |f|^2; in forward, the scores within the tile.
     norm2 = tl.zeros([64], tl.float32)
+    dot_product = tl.zeros([64, 64], tl.float32)
     for d in range(0, packed_dims, BLOCK):
-        f = tl.load(features + row[:, None] * packed_dims + d + lane).to(tl.float32)
+        block = tl.load(features + row[:, None] * packed_dims + d + lane)
+        f = block.to(tl.float32)
         norm2 += tl.sum(f * f, 1)
+        if not BACKWARD:
+            dot_product = tl.dot(
+                block, tl.trans(block), dot_product, input_precision=INPUT_PRECISION
+            )
     tl.store(sq_norm + row, norm2)
 
-    # 2. The first 15 features y, an upper bound |r| of the rest's norm, and the box of y. Products
-    # in tf32 may lose 2^-9 |y_a| |y_b|, which is less than the term of 2^-8 adds to |r_a| |r_b|.
+    # 2. The first 15 features y, an upper bound |r| of the rest's norm, and the box of y. Refine
+    # rounds y to tf32, which moves <y_a, y_b> by less than the term of 2^-10 adds to |r_a| |r_b|.
+    not_finite = tl.sum(norm2, 0) * 0  # NaN where a number is not finite
     axis = tl.arange(0, _AXES)[None, :]
     leading = tl.load(features + row[:, None] * packed_dims + axis).to(tl.float32)
     leading = tl.where(axis < _AXES - 1, leading, 0)
+    leading = tl.where(not_finite == 0, leading, 0)
     rest2 = tl.maximum(norm2 - tl.sum(leading * leading, 1), 0)
-    rest = (1 + 2.0**-8) * tl.sqrt(rest2 + 2.0**-8 * norm2)
+    rest = (1 + 2.0**-10) * tl.sqrt(rest2 + (2.0**-10 + 2.0**-13) * norm2)
+    rest = tl.where(not_finite == 0, rest, 0)
     tl.store(axes + row[:, None] * _AXES + axis, tl.where(axis < _AXES - 1, leading, rest[:, None]))
     smallest = tl.min(tl.where(inside[:, None], leading, float("inf")), 0)
     largest = tl.max(tl.where(inside[:, None], leading, float("-inf")), 0)
@@ -184,7 +241,6 @@ def describe_kernel(
 
     # 3. By how much values and gradients exceed their usual size; delta.
     key_ratio, query_ratio = 1.0, 1.0
-    not_finite = tl.sum(norm2, 0) * 0  # NaN where a number is not finite
     grad_times_output = tl.zeros([64], tl.float32)
     largest_grad = tl.zeros([64], tl.float32)
     for c in range(0, packed_channels, BLOCK):
@@ -214,6 +270,12 @@ def describe_kernel(
         not_finite += tl.sum(grad_times_output + known, 0) * 0
         # Nothing flows back from a query without an upstream gradient.
         has_gradient = inside & ((largest_grad > 0) | (grad_times_output != grad_times_output))
+    else:
+        known = _own_tile_log_sum(
+            dot_product, norm2, y, x, inside, scale, inv_two_sigma_sq, radius, WINDOW
+        )
+        query_bound -= known
+        slack += tl.abs(known)
     # The terms' own rounding is less than the slack.
     query_bound += 2.0**-14 * slack + 2.0**-10 + tl.log(query_ratio) + not_finite
     query_bound = _bound(query_bound, has_gradient)

@@ -20,6 +20,20 @@ from blpseg_ops.triton.lam_math import (
 
 
 @triton.jit
+def _add_to_guard(
+    log_similarity,  # [QUERIES, KEYS]
+    log_eps,
+    max_logit,  # [QUERIES]
+    denominator,  # [QUERIES], relative to exp(max_logit)
+):
+    """Add a step's keys to eps T; return the factor on what was summed."""
+    new_max = tl.maximum(max_logit, tl.max(log_similarity, 1) + log_eps)
+    rescale = tl.exp(max_logit - new_max)
+    step_sum = tl.sum(tl.exp(log_similarity + (log_eps - new_max)[:, None]), 1)
+    return rescale, new_max, denominator * rescale + step_sum
+
+
+@triton.jit
 def _update_softmax(
     log_weight,  # [QUERIES, KEYS]
     log_similarity,  # [QUERIES, KEYS]
@@ -52,7 +66,7 @@ def forward_kernel(
     values,  # [N, tiles, 64, packed_channels]
     sq_norm,  # [N, tiles, 64]
     tile_lists,  # [N, query blocks, list_capacity]
-    list_lengths,  # [N, query blocks]
+    list_lengths,  # [2, N, query blocks], near and far
     output,  # [N, C, h, w], contiguous
     log_denominator,  # [N, h, w], contiguous
     height,
@@ -132,7 +146,34 @@ def forward_kernel(
             weight.to(value.dtype), value, total * rescale[:, None], input_precision=INPUT_PRECISION
         )
 
-    # 5. Normalize and store.
+    if HAS_EPS:
+        # 5. Far tiles: they count in T only.
+        near = tl.load(list_lengths + block)
+        tile_lists += near
+        for i in range(tl.load(list_lengths + tl.num_programs(0) + block) * (64 // KEYS)):
+            first_key = tl.load(tile_lists + i // (64 // KEYS)) * 64 + i % (64 // KEYS) * KEYS
+            key_y, key_x = pixel_yx(first_key + lane, tile_columns)
+            first_key = first_key.to(tl.int64)
+            dot_product = dot_products(
+                query_features,
+                first_block_of_queries,
+                key_features + first_key * packed_dims,
+                packed_dims,
+                FITS_IN_ONE_BLOCK,
+                BLOCK_D,
+                INPUT_PRECISION,
+            )
+            log_similarity = (dot_product - query_sq_norm) * scale
+            visible = ((key_y < height) & (key_x < width))[None, :]
+            if WINDOW:
+                visible = visible & in_window(y, x, key_y, key_x, radius)
+            log_similarity = tl.where(visible, log_similarity, float("-inf"))
+            rescale, max_logit, denominator = _add_to_guard(
+                log_similarity, log_eps, max_logit, denominator
+            )
+            total *= rescale[:, None]
+
+    # 6. Normalize and store.
     inside = (y < height) & (x < width)
     pixel_offset = y.to(tl.int64) * width + x
     area = height.to(tl.int64) * width

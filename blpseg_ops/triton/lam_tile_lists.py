@@ -1,13 +1,16 @@
 """List the pairs of tiles that matter; what is skipped is below rounding (docs/lam-gpu.md).
 
-Whole tiles are ruled out first (list), by 2 <f_a, f_b> = |f_a|^2 + |f_b|^2 - |f_a - f_b|^2: by the
-largest |f|^2 on each side, the least distance of the tiles' pixels and the least distance of the
-boxes that hold their first features. Pairs of pixels of the remaining tiles are looked at next
-(refine): with y a pixel's first features and r the rest,
+For every pixel of a query block, the upper bounds of all probabilities that are skipped add up to
+2^-24 at most. Tiles are looked at twice:
 
-    <f_a, f_b> <= <y_a, y_b> + |r_a| |r_b|,
+1. list: whole tiles, by 2 <f_a, f_b> = |f_a|^2 + |f_b|^2 - |f_a - f_b|^2: the largest |f|^2 on each
+   side, the least distance of the tiles' pixels and that of the boxes of their first features.
+2. refine: pairs of pixels of the remaining tiles. With y a pixel's first features and r the rest,
+   <f_a, f_b> <= <y_a, y_b> + |r_a| |r_b|, 16 numbers per pixel instead of all. The tiles with the
+   smallest sums are skipped, as many as the 2^-24 allows.
 
-16 numbers per pixel instead of all.
+With eps > 0 a tile is near, far or skipped. Far tiles count in T only: their weights are
+negligible, eps exp(s) is not.
 """
 
 from __future__ import annotations
@@ -22,28 +25,25 @@ from torch import Tensor
 
 from blpseg_ops.triton import lam_config
 from blpseg_ops.triton.lam_describe import AXES, Tiles
-from blpseg_ops.triton.lam_math import (
-    SIDE,
-    LamParams,
-    in_window,
-    pixel_yx,
-    squared_distances,
-)
+from blpseg_ops.triton.lam_math import SIDE, LamParams, in_window, pixel_yx
 from blpseg_ops.triton.lam_pack import TileGrid
 
 ROUNDING = 2.0**-24
-SAMPLES = 8  # candidates that decide whether pairs of pixels are looked at
 
 _AXES = tl.constexpr(AXES)
-_SAMPLES = tl.constexpr(SAMPLES)
+_BINS = tl.constexpr(64)  # of the histogram of sums
+_BINS_PER_OCTAVE = tl.constexpr(4)
+_BUDGET = tl.constexpr(ROUNDING * (1 - 2.0**-10))  # less what rounding of the sums themselves costs
+_LOG2_BUDGET = tl.constexpr(-24.0)
+_LOG2_E = tl.constexpr(math.log2(math.e))
 _HUGE = tl.constexpr(1e37)  # more than any distance takes off a bound
 
 
 class TileLists(NamedTuple):
     """The key tiles of each query block; field names are the kernels' argument names."""
 
-    tile_lists: Tensor  # [N, query blocks, list_capacity] int32, ascending
-    list_lengths: Tensor  # [N, query blocks] int32
+    tile_lists: Tensor  # [N, query blocks, list_capacity] int32: near tiles, then far, ascending
+    list_lengths: Tensor  # [2, N, query blocks] int32, of near and of far tiles
 
 
 def list_tiles(
@@ -65,7 +65,7 @@ def list_tiles(
         tiles_per_program: Query tiles that share a list.
         family: The chip's, in lam_config.
         window: Whether params.radius limits what a query sees.
-        symmetric: Whether a pair also matters with query and key exchanged.
+        symmetric: Whether a pair also matters with query and key exchanged, as in backward.
     """
     n = len(tiles.sq_norm)
     blocks = grid.tiles // tiles_per_program
@@ -74,14 +74,16 @@ def list_tiles(
     list_capacity = min(
         grid.tiles, (2 * distance_bound + 1) * (2 * distance_bound + tiles_per_program)
     )
+    has_eps = params.log_eps > -math.inf
     lists = tiles.sq_norm.new_empty(2, n, blocks, list_capacity, dtype=torch.int32)
-    lengths = tiles.sq_norm.new_empty(2, n, blocks, dtype=torch.int32)
+    lengths = tiles.sq_norm.new_empty(3, n, blocks, dtype=torch.int32)
+    skipped_sum = tiles.sq_norm.new_empty(n, blocks)
+    tile_sums = tiles.sq_norm.new_empty(1 + has_eps, n, blocks, list_capacity)
     numbers = {
         "tile_columns": grid.tile_columns,
         "tiles": grid.tiles,
         "list_capacity": list_capacity,
         **params._asdict(),
-        "log_skip_threshold": math.log(ROUNDING / (grid.height * grid.width)),
     }
     list_kernel[n * blocks,](
         box_low=tiles.box_low,
@@ -89,8 +91,11 @@ def list_tiles(
         key_max_bound=tiles.key_max_bound,
         query_max_bound=tiles.query_max_bound,
         tile_lists=lists[0],
-        list_lengths=lengths[0],
+        list_lengths=lengths[2],
+        skipped_sum=skipped_sum,
         **numbers,
+        # All pairs that this kernel skips take an eighth of the budget at most.
+        log_skip_threshold=math.log(ROUNDING / 8 / (grid.height * grid.width)),
         **lam_config.list_tiles(tiles_per_program, window, symmetric).keywords(),
     )
     refine_kernel[n * blocks,](
@@ -98,13 +103,17 @@ def list_tiles(
         key_log_bound=tiles.key_log_bound,
         query_log_bound=tiles.query_log_bound,
         candidates=lists[0],
-        candidate_lengths=lengths[0],
+        candidate_lengths=lengths[2],
+        skipped_sum=skipped_sum,
+        weight_sums=tile_sums[0],
+        guard_sums=tile_sums[-1],
         tile_lists=lists[1],
-        list_lengths=lengths[1],
+        near_lengths=lengths[0],
+        far_lengths=lengths[1],
         **numbers,
-        **lam_config.refine(family, tiles_per_program, window, symmetric).keywords(),
+        **lam_config.refine(family, tiles_per_program, has_eps, window, symmetric).keywords(),
     )
-    return TileLists(lists[1], lengths[1])
+    return TileLists(lists[1], lengths[:2])
 
 
 @triton.jit
@@ -126,6 +135,7 @@ def list_kernel(
     query_max_bound,  # [N, tiles]
     tile_lists,  # [N, query blocks, list_capacity]
     list_lengths,  # [N, query blocks]
+    skipped_sum,  # [N, query blocks] upper bound of the probabilities skipped, per query
     tile_columns,
     tiles,
     list_capacity,
@@ -167,7 +177,7 @@ def list_kernel(
         begin = tl.maximum(row - distance_bound, 0) * tile_columns
         end = tl.minimum((row + distance_bound + 1) * tile_columns, tiles)
 
-    length = 0
+    length, skipped = 0, 0.0
     for start in range(begin, end, BLOCK):
         # 3. An upper bound of what matters, for each of BLOCK tiles.
         tile = start + tl.arange(0, BLOCK)
@@ -190,58 +200,110 @@ def list_kernel(
             query_bound = tl.load(query_max_bound + tile, mask=exists, other=0.0)
             bound = tl.maximum(bound, query_bound + own_key_bound)
         # The factor covers the rounding of box_distance.
-        matters = bound - (1 - 2.0**-14) * box_distance + log_gaussian > log_skip_threshold
-        keep = exists & matters
+        bound += log_gaussian - (1 - 2.0**-14) * box_distance
         if WINDOW:
-            keep = keep & (tl.maximum(dy, dx) <= radius)
+            exists = exists & (tl.maximum(dy, dx) <= radius)
+        keep = exists & (bound > log_skip_threshold)
+        skipped += tl.sum(
+            tl.where(exists & (bound <= log_skip_threshold), 64 * tl.exp(bound), 0), 0
+        )
 
         # 4. Append those that matter.
         position = length + tl.cumsum(keep.to(tl.int32), 0) - 1
         tl.store(tile_lists + position, tile, mask=keep)
         length += tl.sum(keep.to(tl.int32), 0)
     tl.store(list_lengths + block, length)
+    tl.store(skipped_sum + block, skipped)
 
 
 @triton.jit
-def _pixels_matter(
-    tile,
-    own_y,
-    own_x,
-    own_axes,
-    own_key_bound,
-    own_query_bound,
-    axes,
-    key_log_bound,
-    query_log_bound,
-    tile_columns,
-    inv_two_sigma_sq,
-    log_eps,
-    radius,
-    log_skip_threshold,
-    WINDOW: tl.constexpr,
-    SYMMETRIC: tl.constexpr,
-    INPUT_PRECISION: tl.constexpr,
+def _round_to_tf32(x):
+    """Return the nearest number of 10 bits behind the leading one; matrix units take it as is."""
+    bits = x.to(tl.int32, bitcast=True)
+    return (((bits + 0x1000) >> 13) << 13).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def _largest_sum(log2_bound):  # [QUERIES, 64] -> scalar
+    """Return the largest sum over keys of 2^log2_bound; of two keys side by side, twice the larger.
+
+    This takes half of the exponentials.
+    """
+    rows: tl.constexpr = log2_bound.shape[0]
+    larger = tl.max(tl.reshape(log2_bound, [rows, 32, 2]), 2)
+    sums = 2 * tl.sum(tl.exp2(larger), 1)
+    return tl.max(tl.where(sums == sums, sums, float("inf")), 0)  # NaN is never skipped
+
+
+@triton.jit
+def _bin_of(sums):
+    """Return the histogram's bin of sums: the last one is never skipped."""
+    log2_ratio = tl.log2(sums) - _LOG2_BUDGET
+    place = tl.minimum(tl.maximum(log2_ratio * _BINS_PER_OCTAVE + (_BINS - 1), 0), _BINS - 1)
+    return tl.where(sums == sums, place, _BINS - 1).to(tl.int32)
+
+
+@triton.jit
+def _skippable_bins(
+    sums,  # pointer to a list's sums
+    others,  # pointer to sums; where their bin is not below others_skippable, tiles are left out
+    others_skippable,
+    length,
+    spent,  # of the budget
+    HAS_OTHERS: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):
-    """Return 1 if any pair of pixels of the query block and the tile may matter, else 0."""
-    pixel = tile * 64 + tl.arange(0, 64)
-    y, x = pixel_yx(pixel, tile_columns)
-    other_axes = tl.load(axes + pixel[:, None] * _AXES + tl.arange(0, _AXES)[None, :])
-    score_bound = tl.dot(own_axes, tl.trans(other_axes), input_precision=INPUT_PRECISION)
-    bound = score_bound + (own_query_bound[:, None] + tl.load(key_log_bound + pixel)[None, :])
-    if SYMMETRIC:
-        exchanged = own_key_bound[:, None] + tl.load(query_log_bound + pixel)[None, :]
-        bound = tl.maximum(bound, score_bound + exchanged)
-    bound += tl.maximum(-inv_two_sigma_sq * squared_distances(own_y, own_x, y, x), log_eps)
-    matters = tl.where(bound <= log_skip_threshold, 0, 1)  # NaN matters
-    if WINDOW:
-        matters = tl.where(in_window(own_y, own_x, y, x, radius), matters, 0)
-    return tl.max(tl.max(matters, 1), 0)
+    """Return how many of the lowest bins hold no more than the budget in all."""
+    bins = tl.arange(0, _BINS)
+    histogram = tl.zeros([_BINS], tl.float32)
+    for start in range(0, length, BLOCK):
+        entry = start + tl.arange(0, BLOCK)
+        counted = entry < length
+        number = tl.load(sums + entry, mask=counted, other=0.0)
+        if HAS_OTHERS:
+            other = tl.load(others + entry, mask=counted, other=0.0)
+            counted = counted & (_bin_of(other) < others_skippable)
+        in_bin = (_bin_of(number)[:, None] == bins[None, :]) & counted[:, None]
+        histogram += tl.sum(tl.where(in_bin, number[:, None], 0), 0)
+    fits = (tl.cumsum(histogram, 0) + spent <= _BUDGET) & (bins < _BINS - 1)
+    return tl.sum(fits.to(tl.int32), 0)
+
+
+@triton.jit
+def _append_tiles(
+    candidates,
+    weight_sums,
+    near_bin,
+    guard_sums,
+    far_bin,
+    tile_lists,
+    start_of_list,
+    length,
+    FAR: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Append the near or the far tiles to a list; return how many they are."""
+    appended = 0
+    for start in range(0, length, BLOCK):
+        entry = start + tl.arange(0, BLOCK)
+        exists = entry < length
+        near = _bin_of(tl.load(weight_sums + entry, mask=exists, other=0.0)) >= near_bin
+        if FAR:
+            guard = _bin_of(tl.load(guard_sums + entry, mask=exists, other=0.0))
+            keep = exists & (guard >= far_bin) & (near == 0)
+        else:
+            keep = exists & near
+        position = start_of_list + appended + tl.cumsum(keep.to(tl.int32), 0) - 1
+        tl.store(
+            tile_lists + position, tl.load(candidates + entry, mask=exists, other=0), mask=keep
+        )
+        appended += tl.sum(keep.to(tl.int32), 0)
+    return appended
 
 
 @triton.jit(
     do_not_specialize=[
         "tile_columns", "tiles", "list_capacity", "scale", "inv_two_sigma_sq", "log_eps", "radius",
-        "log_skip_threshold",
     ]
 )  # fmt: skip
 def refine_kernel(
@@ -250,8 +312,12 @@ def refine_kernel(
     query_log_bound,  # [N, tiles, 64]
     candidates,  # [N, query blocks, list_capacity]
     candidate_lengths,  # [N, query blocks]
+    skipped_sum,  # [N, query blocks]
+    weight_sums,  # [N, query blocks, list_capacity], scratch: per tile, largest sum of P bounds
+    guard_sums,  # [N, query blocks, list_capacity], scratch: likewise of R = eps exp(s) / D
     tile_lists,  # [N, query blocks, list_capacity]
-    list_lengths,  # [N, query blocks]
+    near_lengths,  # [N, query blocks]
+    far_lengths,  # [N, query blocks]
     tile_columns,
     tiles,
     list_capacity,
@@ -259,17 +325,16 @@ def refine_kernel(
     inv_two_sigma_sq,
     log_eps,
     radius,
-    log_skip_threshold,
     QUERIES: tl.constexpr,
+    HAS_EPS: tl.constexpr,
     WINDOW: tl.constexpr,
     SYMMETRIC: tl.constexpr,
     INPUT_PRECISION: tl.constexpr,
-    BLOCK: tl.constexpr,  # entries copied per step
+    BLOCK: tl.constexpr,  # sums per step
 ):
-    """Keep the candidates that hold a pair of pixels that matters.
+    """Sort a query block's candidates into near, far and skipped tiles.
 
-    All are kept unseen where a few, spread over the list, matter all: where hardly any can be
-    skipped, looking would cost more than it saves. Program id: image and query block.
+    Program id: image and query block. Logs are to base 2 here.
     """
     blocks_per_image = tiles * 64 // QUERIES
     block = tl.program_id(0).to(tl.int64)
@@ -278,47 +343,63 @@ def refine_kernel(
     key_log_bound += image * tiles * 64
     query_log_bound += image * tiles * 64
     candidates += block * list_capacity
+    weight_sums += block * list_capacity
+    guard_sums += block * list_capacity
     tile_lists += block * list_capacity
 
-    # 1. The query block.
+    # 1. The query block. Distances are taken slightly too small, which covers their rounding.
     own = tl.program_id(0) % blocks_per_image * QUERIES + tl.arange(0, QUERIES)
+    lane = tl.arange(0, 64)
+    unit = tl.sqrt(inv_two_sigma_sq * _LOG2_E) * (1 - 2.0**-12)
     own_y, own_x = pixel_yx(own, tile_columns)
+    origin_y, origin_x = tl.min(own_y, 0), tl.min(own_x, 0)
+    scaled_y = (own_y - origin_y).to(tl.float32) * unit
+    scaled_x = (own_x - origin_x).to(tl.float32) * unit
+    lane_y = (lane // 8).to(tl.float32) * unit
+    lane_x = (lane % 8).to(tl.float32) * unit
     axis = tl.arange(0, _AXES)[None, :]
-    factor = tl.where(axis < _AXES - 1, scale, tl.abs(scale))
-    own_axes = tl.load(axes + own[:, None] * _AXES + axis) * factor
-    own_key_bound = tl.load(key_log_bound + own)
-    own_query_bound = tl.load(query_log_bound + own)
+    factor = tl.where(axis < _AXES - 1, scale, tl.abs(scale)) * _LOG2_E
+    own_axes = _round_to_tf32(tl.load(axes + own[:, None] * _AXES + axis) * factor)
+    own_key_bound = (tl.load(key_log_bound + own) * _LOG2_E)[:, None]
+    own_query_bound = (tl.load(query_log_bound + own) * _LOG2_E)[:, None]
 
-    # 2. A sample decides whether the rest is looked at.
+    # 2. Per candidate: the largest sum over its keys that a query has.
     length = tl.load(candidate_lengths + block)
-    step = tl.maximum(length // _SAMPLES, 1)
-    seen, mattered = 0, 0
-    for i in range(0, length, step):
+    for i in range(length):
         tile = tl.load(candidates + i)
-        mattered += _pixels_matter(
-            tile, own_y, own_x, own_axes, own_key_bound, own_query_bound, axes, key_log_bound,
-            query_log_bound, tile_columns, inv_two_sigma_sq, log_eps, radius, log_skip_threshold,
-            WINDOW, SYMMETRIC, INPUT_PRECISION,
-        )  # fmt: skip
-        seen += 1
+        pixel = tile * 64 + lane
+        other_axes = _round_to_tf32(tl.load(axes + pixel[:, None] * _AXES + axis))
+        score = tl.dot(own_axes, tl.trans(other_axes), input_precision=INPUT_PRECISION)
+        other_key_bound = (tl.load(key_log_bound + pixel) * _LOG2_E)[None, :]
+        bound = score + own_query_bound + other_key_bound
+        if SYMMETRIC:
+            other_query_bound = (tl.load(query_log_bound + pixel) * _LOG2_E)[None, :]
+            bound = tl.maximum(bound, score + own_key_bound + other_query_bound)
+        tile_y, tile_x = tile // tile_columns * 8 - origin_y, tile % tile_columns * 8 - origin_x
+        if WINDOW:
+            visible = in_window(
+                own_y - origin_y, own_x - origin_x, tile_y + lane // 8, tile_x + lane % 8, radius
+            )
+            bound = tl.where(visible, bound, float("-inf"))
+        if HAS_EPS:
+            tl.store(guard_sums + i, _largest_sum(bound + log_eps * _LOG2_E))
+        dy = scaled_y[:, None] - (lane_y + tile_y.to(tl.float32) * unit)[None, :]
+        dx = scaled_x[:, None] - (lane_x + tile_x.to(tl.float32) * unit)[None, :]
+        tl.store(weight_sums + i, _largest_sum(bound - dy * dy - dx * dx))
+    tl.debug_barrier()  # the sums are read by other threads than wrote them
 
-    if mattered == seen:
-        # 3. Copy the list.
-        for start in range(0, length, BLOCK):
-            entry = start + tl.arange(0, BLOCK)
-            exists = entry < length
-            tl.store(tile_lists + entry, tl.load(candidates + entry, mask=exists), mask=exists)
-        tl.store(list_lengths + block, length)
-    else:
-        # 4. Look at each candidate.
-        kept = 0
-        for i in range(length):
-            tile = tl.load(candidates + i)
-            matters = _pixels_matter(
-                tile, own_y, own_x, own_axes, own_key_bound, own_query_bound, axes, key_log_bound,
-                query_log_bound, tile_columns, inv_two_sigma_sq, log_eps, radius,
-                log_skip_threshold, WINDOW, SYMMETRIC, INPUT_PRECISION,
-            )  # fmt: skip
-            tl.store(tile_lists + kept, tile, mask=matters > 0)
-            kept += matters
-        tl.store(list_lengths + block, kept)
+    # 3. Skip the smallest sums, as many as the budget allows.
+    spent = tl.load(skipped_sum + block)
+    near_bin = _skippable_bins(weight_sums, weight_sums, 0, length, spent, False, BLOCK)
+    near = _append_tiles(
+        candidates, weight_sums, near_bin, guard_sums, 0, tile_lists, 0, length, False, BLOCK
+    )
+    far = 0
+    if HAS_EPS:
+        far_bin = _skippable_bins(guard_sums, weight_sums, near_bin, length, spent, True, BLOCK)
+        far = _append_tiles(
+            candidates, weight_sums, near_bin, guard_sums, far_bin, tile_lists, near, length, True,
+            BLOCK,
+        )  # fmt: skip
+    tl.store(near_lengths + block, near)
+    tl.store(far_lengths + block, far)

@@ -44,8 +44,16 @@ _MAPS = {"features", "values", "grad_output", "output", "grad_features", "grad_v
 _MAPS |= {"maps", "packed"}
 _FLOAT_ARRAYS = {"sq_norm", "delta", "log_denominator", "log_denominator_in", "box_low", "box_high"}
 _FLOAT_ARRAYS |= {"key_max_bound", "query_max_bound", "key_log_bound", "query_log_bound", "axes"}
-_FLOAT_ARRAYS |= {"mean_value", "mean_grad"}
+_FLOAT_ARRAYS |= {
+    "mean_value",
+    "mean_grad",
+    "skipped_sum",
+    "grad_unit",
+    "weight_sums",
+    "guard_sums",
+}
 _INTEGER_ARRAYS = {"tile_lists", "list_lengths", "candidates", "candidate_lengths"}
+_INTEGER_ARRAYS |= {"near_lengths", "far_lengths"}
 _FLOATS = {"scale", "inv_two_sigma_sq", "log_eps", "log_skip_threshold"}
 
 
@@ -76,9 +84,9 @@ def preparations(family: str) -> Iterator[tuple[str, torch.dtype, Launch]]:
     """Yield the launches of the kernels that run before the main ones, in float32."""
     launches = {
         "pack": lam_config.pack(),
-        "describe": lam_config.describe(backward=True),
+        "describe": lam_config.describe(family, window=True, backward=True),
         "list": lam_config.list_tiles(2, window=True, symmetric=True),
-        "refine": lam_config.refine(family, 2, window=True, symmetric=True),
+        "refine": lam_config.refine(family, 2, has_eps=True, window=True, symmetric=True),
     }
     for name, launch in launches.items():
         yield name, torch.float32, launch
