@@ -105,7 +105,7 @@ class Display:
             self._print(
                 f"Self-training is not reached: it would start at iteration {self_training_start}, "
                 f"but the run has {self._iterations}. --optim.self_training_from=0.5 starts it at "
-                "half of the run, =null switches it off."
+                "half of the run; null instead of 0.5 switches it off."
             )
 
     def on_step(self, step: Step) -> None:
