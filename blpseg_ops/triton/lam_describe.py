@@ -74,7 +74,10 @@ def describe(
     n, tiles = features.shape[:2]
     pixel_maps = features.new_empty(5 if upstream else 3, n, tiles, TILE, dtype=torch.float32)
     boxes = features.new_empty(2, n, tiles, AXES, dtype=torch.float32)
-    max_bounds = features.new_empty(2, n, tiles, dtype=torch.float32)
+    # Not slices of one: all are aligned alike, so no shape compiles another variant.
+    key_max_bound, query_max_bound = (
+        features.new_empty(n, tiles, dtype=torch.float32) for _ in range(2)
+    )
     sq_norm, key_log_bound, query_log_bound = pixel_maps[:3]
     delta, log_denominator = pixel_maps[3:] if upstream else (sq_norm, sq_norm)
     made = Tiles(
@@ -86,8 +89,8 @@ def describe(
         query_log_bound=query_log_bound,
         box_low=boxes[0],
         box_high=boxes[1],
-        key_max_bound=max_bounds[0],
-        query_max_bound=max_bounds[1],
+        key_max_bound=key_max_bound,
+        query_max_bound=query_max_bound,
     )
     mean_value = _mean_size(values, grid)
     mean_grad = _mean_size(upstream.grad_output, grid) if upstream else mean_value
@@ -161,7 +164,7 @@ def _own_tile_log_sum(
 
 @triton.jit(
     do_not_specialize=[
-        "height", "width", "tile_columns", "tiles",
+        "height", "width", "tile_columns", "tiles", "stride_n", "stride_y", "stride_x",
         "scale", "inv_two_sigma_sq", "log_eps", "radius",
     ]
 )  # fmt: skip

@@ -55,7 +55,11 @@ def pack(
     return packed
 
 
-@triton.jit(do_not_specialize=["channels", "height", "width", "tile_columns", "tiles"])
+@triton.jit(
+    do_not_specialize=[
+        "channels", "height", "width", "tile_columns", "tiles", "stride_n", "stride_c", "stride_y",
+    ]
+)  # fmt: skip
 def pack_kernel(
     maps,  # [N, C, h, w]
     packed,  # [N, tiles, 64, packed_width]

@@ -75,10 +75,15 @@ def list_tiles(
         grid.tiles, (2 * distance_bound + 1) * (2 * distance_bound + tiles_per_program)
     )
     has_eps = params.log_eps > -math.inf
-    lists = tiles.sq_norm.new_empty(2, n, blocks, list_capacity, dtype=torch.int32)
-    lengths = tiles.sq_norm.new_empty(3, n, blocks, dtype=torch.int32)
+    # One allocation each: all are aligned alike, so no shape compiles another variant.
+    candidates, tile_lists = (
+        tiles.sq_norm.new_empty(n, blocks, list_capacity, dtype=torch.int32) for _ in range(2)
+    )
+    candidate_lengths = tiles.sq_norm.new_empty(n, blocks, dtype=torch.int32)
+    list_lengths = tiles.sq_norm.new_empty(2, n, blocks, dtype=torch.int32)
     skipped_sum = tiles.sq_norm.new_empty(n, blocks)
-    tile_sums = tiles.sq_norm.new_empty(1 + has_eps, n, blocks, list_capacity)
+    weight_sums = tiles.sq_norm.new_empty(n, blocks, list_capacity)
+    guard_sums = torch.empty_like(weight_sums) if has_eps else weight_sums
     numbers = {
         "tile_columns": grid.tile_columns,
         "tiles": grid.tiles,
@@ -90,8 +95,8 @@ def list_tiles(
         box_high=tiles.box_high,
         key_max_bound=tiles.key_max_bound,
         query_max_bound=tiles.query_max_bound,
-        tile_lists=lists[0],
-        list_lengths=lengths[2],
+        tile_lists=candidates,
+        list_lengths=candidate_lengths,
         skipped_sum=skipped_sum,
         **numbers,
         # All pairs that this kernel skips take an eighth of the budget at most.
@@ -102,18 +107,17 @@ def list_tiles(
         axes=tiles.axes,
         key_log_bound=tiles.key_log_bound,
         query_log_bound=tiles.query_log_bound,
-        candidates=lists[0],
-        candidate_lengths=lengths[2],
+        candidates=candidates,
+        candidate_lengths=candidate_lengths,
         skipped_sum=skipped_sum,
-        weight_sums=tile_sums[0],
-        guard_sums=tile_sums[-1],
-        tile_lists=lists[1],
-        near_lengths=lengths[0],
-        far_lengths=lengths[1],
+        weight_sums=weight_sums,
+        guard_sums=guard_sums,
+        tile_lists=tile_lists,
+        list_lengths=list_lengths,
         **numbers,
         **lam_config.refine(family, tiles_per_program, has_eps, window, symmetric).keywords(),
     )
-    return TileLists(lists[1], lengths[:2])
+    return TileLists(tile_lists, list_lengths)
 
 
 @triton.jit
@@ -316,8 +320,7 @@ def refine_kernel(
     weight_sums,  # [N, query blocks, list_capacity], scratch: per tile, largest sum of P bounds
     guard_sums,  # [N, query blocks, list_capacity], scratch: likewise of R = eps exp(s) / D
     tile_lists,  # [N, query blocks, list_capacity]
-    near_lengths,  # [N, query blocks]
-    far_lengths,  # [N, query blocks]
+    list_lengths,  # [2, N, query blocks], near and far
     tile_columns,
     tiles,
     list_capacity,
@@ -401,5 +404,5 @@ def refine_kernel(
             candidates, weight_sums, near_bin, guard_sums, far_bin, tile_lists, near, length, True,
             BLOCK,
         )  # fmt: skip
-    tl.store(near_lengths + block, near)
-    tl.store(far_lengths + block, far)
+    tl.store(list_lengths + block, near)
+    tl.store(list_lengths + tl.num_programs(0) + block, far)

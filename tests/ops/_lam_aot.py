@@ -53,7 +53,6 @@ _FLOAT_ARRAYS |= {
     "guard_sums",
 }
 _INTEGER_ARRAYS = {"tile_lists", "list_lengths", "candidates", "candidate_lengths"}
-_INTEGER_ARRAYS |= {"near_lengths", "far_lengths"}
 _FLOATS = {"scale", "inv_two_sigma_sq", "log_eps", "log_skip_threshold"}
 
 

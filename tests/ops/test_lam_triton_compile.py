@@ -99,7 +99,6 @@ class _Variants:
 USERS_LAYOUT = {("pack_kernel", "maps"), ("pack_kernel", "stride_x")}
 
 
-@pytest.mark.xfail(reason="slices of lists and strides are specialized", strict=True)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_shapes_compile_nothing_new(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     from blpseg_ops.triton.lam import lam, lam_backward
