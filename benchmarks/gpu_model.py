@@ -167,7 +167,10 @@ def _predict_launch(launch: Launch, case: Case) -> Prediction:
     made = _predict(Work(name, launch.phase, compiled, cost, programs, size))
     queries = launch.arguments.get("QUERIES", launch.arguments.get("TARGETS"))
     keys = launch.arguments.get("KEYS", launch.arguments.get("SOURCES", TILE))
-    steps = sum(count for _, count, outermost in launch.loops if outermost)
+    # The main kernels walk a list of near tiles and one of far tiles; others look at pairs in one
+    # loop and handle lists of tiles in shorter ones.
+    counts = [count for _, count, outermost in launch.loops if outermost]
+    steps = sum(counts) if launch.kernel in MAIN else max(counts, default=0)
     if not queries or not steps:
         return made
     lanes = 32 * compiled.warps * cost.instructions * math.prod(launch.grid[1:])

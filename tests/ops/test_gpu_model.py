@@ -142,7 +142,7 @@ from benchmarks import gpu_model_launches as model
 lengths, run = [], InterpretedFunction.run
 def keep(kernel, *given, **named):
     if kernel.fn.__name__ == "forward_kernel":
-        lengths.append(named["list_lengths"].tolist())
+        lengths.append(named["list_lengths"][0].tolist())  # of near keys; eps 0 has no others
     return run(kernel, *given, **named)
 InterpretedFunction.run = keep
 case = model.Case(*json.loads(sys.argv[1]))
