@@ -24,20 +24,20 @@ OPS = (
 _kernels: dict[tuple[str, str], str] = {}  # (op, device type) -> name of its compiled kernel
 
 
-def register(op: str, device_type: str, name: str) -> None:
+def name_kernel(op: str, device_type: str, name: str) -> None:
     """Name the kernel that the dispatcher holds for an op on a device."""
     _kernels[op, device_type] = name
 
 
 if _native.CPU_PROBLEM is None:
     for _op in OPS:
-        register(_op, "cpu", "cpp")
+        name_kernel(_op, "cpu", "cpp")
 if _native.CUDA_PROBLEM is None:
     for _op in OPS:
         if _op != "lam":
-            register(_op, "cuda", "cuda")
+            name_kernel(_op, "cuda", "cuda")
 if _native.TRITON_PROBLEM is None:
-    register("lam", "cuda", "triton")
+    name_kernel("lam", "cuda", "triton")
 
 
 def available(op: str, device_type: str) -> tuple[str, ...]:

@@ -1,7 +1,8 @@
-"""What ``torch.vmap`` makes of an op: one call over more images, or a call an entry.
+"""How ``torch.vmap`` maps an op: in one call over a larger batch, or in one call per entry.
 
-A rule is called with the op, the length of the mapped axis, which axis of each argument that is
-(None: the argument is the same for all) and the arguments. Results have the mapped axis in front.
+A rule is called as ``rule(op, length, axes, arguments)``: ``length`` is the size of the mapped
+dimension, and ``axes[i]`` is its position in ``arguments[i]``, or None if that argument is not
+mapped. The mapped dimension of the results is 0.
 """
 
 from __future__ import annotations
@@ -12,25 +13,32 @@ from typing import Any
 import torch
 from torch import Tensor
 
-Rule = Callable[[Callable[..., Any], int, Sequence[Any], Sequence[Any]], Any]
+VmapRule = Callable[[Callable[..., Any], int, Sequence[Any], Sequence[Any]], Any]
 
 
-def fold(op: Callable[..., Any], length: int, axes: Sequence[Any], arguments: Sequence[Any]) -> Any:
-    """One call: for ops of tensors [N, ...] whose images have nothing to do with each other."""
-    folded, images = [], 0
+def vmap_by_batching(
+    op: Callable[..., Any], length: int, axes: Sequence[Any], arguments: Sequence[Any]
+) -> Any:
+    """Merge the mapped dimension into the batch; for ops whose images are independent."""
+    merged, batch = [], 0
     for argument, axis in zip(arguments, axes, strict=True):
         if isinstance(argument, Tensor):
             entries = argument.expand(length, *argument.shape)
             if axis is not None:
                 entries = argument.movedim(axis, 0)
-            images = entries.shape[1]
+            batch = entries.shape[1]
             argument = entries.flatten(0, 1)
-        folded.append(argument)
-    return _each(lambda result: result.unflatten(0, (length, images)), op(*folded))
+        merged.append(argument)
+    results = op(*merged)
+    if isinstance(results, Tensor):
+        return results.unflatten(0, (length, batch))
+    return tuple(result.unflatten(0, (length, batch)) for result in results)
 
 
-def loop(op: Callable[..., Any], length: int, axes: Sequence[Any], arguments: Sequence[Any]) -> Any:
-    """A call an entry: for ops that make one number of all their images."""
+def vmap_by_looping(
+    op: Callable[..., Any], length: int, axes: Sequence[Any], arguments: Sequence[Any]
+) -> Any:
+    """Call the op once per entry; for ops that reduce the batch to one number."""
     if length == 0:
         raise ValueError("vmap: a loss needs at least one entry to map over, got 0")
 
@@ -46,7 +54,3 @@ def loop(op: Callable[..., Any], length: int, axes: Sequence[Any], arguments: Se
     if isinstance(results[0], Tensor):
         return torch.stack(results)
     return tuple(map(torch.stack, zip(*results, strict=True)))
-
-
-def _each(change: Callable[[Tensor], Tensor], results: Any) -> Any:
-    return change(results) if isinstance(results, Tensor) else tuple(map(change, results))

@@ -11,8 +11,8 @@ from blpseg_ops import _checks, backends, reference
 from blpseg_ops._dtypes import accumulate_dtype
 from blpseg_ops._targets import call_with_target_errors
 from blpseg_ops.fallback.annotation_loss import annotation_loss_backward, annotation_loss_forward
-from blpseg_ops.ops._register import register
-from blpseg_ops.ops._vmap import loop
+from blpseg_ops.ops._register import register_op
+from blpseg_ops.ops._vmap import vmap_by_looping
 
 
 def annotation_loss(
@@ -100,15 +100,18 @@ def _backward(ctx: Any, grad_loss: Tensor, _: None) -> tuple[Tensor | None, ...]
     return grad, None, None, None
 
 
-annotation_loss_op = register(
+annotation_loss_op = register_op(
     "annotation_loss",
     fallback=annotation_loss_forward,
     fake=_fake,
-    vmap=loop,
+    vmap=vmap_by_looping,
     backward=_backward,
     setup_context=_setup_context,
     autocast_to_float32=True,
 )
-annotation_loss_backward_op = register(
-    "annotation_loss_backward", fallback=annotation_loss_backward, fake=_fake_backward, vmap=loop
+annotation_loss_backward_op = register_op(
+    "annotation_loss_backward",
+    fallback=annotation_loss_backward,
+    fake=_fake_backward,
+    vmap=vmap_by_looping,
 )

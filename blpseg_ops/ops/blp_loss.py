@@ -11,8 +11,8 @@ from blpseg_ops import _checks, backends, reference
 from blpseg_ops._dtypes import accumulate_dtype
 from blpseg_ops._targets import call_with_target_errors
 from blpseg_ops.fallback.blp_loss import blp_loss_backward, blp_loss_forward
-from blpseg_ops.ops._register import register
-from blpseg_ops.ops._vmap import loop
+from blpseg_ops.ops._register import register_op
+from blpseg_ops.ops._vmap import vmap_by_looping
 
 
 def blp_loss(
@@ -108,15 +108,15 @@ def _backward(ctx: Any, grad_loss: Tensor, _: None) -> tuple[Tensor | None, ...]
     return grad, None, None, None, None
 
 
-blp_loss_op = register(
+blp_loss_op = register_op(
     "blp_loss",
     fallback=blp_loss_forward,
     fake=_fake,
-    vmap=loop,
+    vmap=vmap_by_looping,
     backward=_backward,
     setup_context=_setup_context,
     autocast_to_float32=True,
 )
-blp_loss_backward_op = register(
-    "blp_loss_backward", fallback=blp_loss_backward, fake=_fake_backward, vmap=loop
+blp_loss_backward_op = register_op(
+    "blp_loss_backward", fallback=blp_loss_backward, fake=_fake_backward, vmap=vmap_by_looping
 )

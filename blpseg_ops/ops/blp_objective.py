@@ -11,8 +11,8 @@ from blpseg_ops import _checks, backends, reference
 from blpseg_ops._dtypes import accumulate_dtype, label_dtype
 from blpseg_ops._targets import call_with_target_errors
 from blpseg_ops.fallback.blp_objective import blp_objective_backward, blp_objective_forward
-from blpseg_ops.ops._register import register
-from blpseg_ops.ops._vmap import loop
+from blpseg_ops.ops._register import register_op
+from blpseg_ops.ops._vmap import vmap_by_looping
 from blpseg_ops.ops.annotation_loss import annotation_loss_backward_op
 from blpseg_ops.ops.blp_loss import blp_loss_backward_op
 from blpseg_ops.reference.blp_objective import BLPObjective
@@ -192,15 +192,18 @@ def _backward(
     return grad_seg, grad_annotation, None, None, None, None, None, None
 
 
-blp_objective_op = register(
+blp_objective_op = register_op(
     "blp_objective",
     fallback=blp_objective_forward,
     fake=_fake,
-    vmap=loop,
+    vmap=vmap_by_looping,
     backward=_backward,
     setup_context=_setup_context,
     autocast_to_float32=True,
 )
-blp_objective_backward_op = register(
-    "blp_objective_backward", fallback=blp_objective_backward, fake=_fake_backward, vmap=loop
+blp_objective_backward_op = register_op(
+    "blp_objective_backward",
+    fallback=blp_objective_backward,
+    fake=_fake_backward,
+    vmap=vmap_by_looping,
 )

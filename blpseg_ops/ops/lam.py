@@ -11,8 +11,8 @@ from blpseg_ops import _checks, backends, reference
 from blpseg_ops._dtypes import accumulate_dtype
 from blpseg_ops.fallback.lam import lam_backward, lam_forward
 from blpseg_ops.fallback.layout import laid_out_as
-from blpseg_ops.ops._register import register
-from blpseg_ops.ops._vmap import fold
+from blpseg_ops.ops._register import register_op
+from blpseg_ops.ops._vmap import vmap_by_batching
 
 
 def lam(
@@ -117,13 +117,15 @@ def _backward(ctx: Any, grad_output: Tensor | None, _: None) -> tuple[Tensor | N
     return *grads, None, None, None, None
 
 
-lam_op = register(
+lam_op = register_op(
     "lam",
     fallback=lam_forward,
     fake=_fake,
-    vmap=fold,
+    vmap=vmap_by_batching,
     backward=_backward,
     setup_context=_setup_context,
     autocast_to_float32=True,
 )
-lam_backward_op = register("lam_backward", fallback=lam_backward, fake=_fake_backward, vmap=fold)
+lam_backward_op = register_op(
+    "lam_backward", fallback=lam_backward, fake=_fake_backward, vmap=vmap_by_batching
+)

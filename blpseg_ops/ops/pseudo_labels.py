@@ -7,8 +7,8 @@ from torch import Tensor
 from blpseg_ops import _checks, backends, reference
 from blpseg_ops._dtypes import label_dtype
 from blpseg_ops._targets import call_with_target_errors
-from blpseg_ops.ops._register import register
-from blpseg_ops.ops._vmap import fold
+from blpseg_ops.ops._register import register_op
+from blpseg_ops.ops._vmap import vmap_by_batching
 
 
 def pseudo_labels(
@@ -93,4 +93,6 @@ def _fake(
     return target.new_empty(target.shape, dtype=dtype)
 
 
-pseudo_labels_op = register("pseudo_labels", fallback=_fallback, fake=_fake, vmap=fold)
+pseudo_labels_op = register_op(
+    "pseudo_labels", fallback=_fallback, fake=_fake, vmap=vmap_by_batching
+)

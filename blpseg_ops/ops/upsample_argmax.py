@@ -8,8 +8,8 @@ from torch import Tensor
 
 from blpseg_ops import _checks, backends, reference
 from blpseg_ops._dtypes import label_dtype
-from blpseg_ops.ops._register import register
-from blpseg_ops.ops._vmap import fold
+from blpseg_ops.ops._register import register_op
+from blpseg_ops.ops._vmap import vmap_by_batching
 
 
 def upsample_argmax(
@@ -53,6 +53,6 @@ def _fake(logits: Tensor, size: Sequence[int]) -> Tensor:
     return logits.new_empty(logits.shape[0], *size, dtype=dtype)
 
 
-upsample_argmax_op = register(
-    "upsample_argmax", fallback=reference.upsample_argmax, fake=_fake, vmap=fold
+upsample_argmax_op = register_op(
+    "upsample_argmax", fallback=reference.upsample_argmax, fake=_fake, vmap=vmap_by_batching
 )

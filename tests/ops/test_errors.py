@@ -508,8 +508,8 @@ OTHERS: list[tuple[Callable[[], Any], type[Exception], str]] = [
         (
             lambda op=op, arguments=arguments: _differentiate_twice(op, *arguments),
             RuntimeError,
-            f"{op.__name__} can be differentiated once; for higher derivatives call it with "
-            "backend='reference', which torch's autograd differentiates",
+            f"{op.__name__} can be differentiated once; backend='reference' supports higher "
+            "derivatives",
         )
         for op, arguments in ((lam, (F, V)), (blp, (V, A, T)), (ann, (A, T)))
     ),
@@ -519,8 +519,8 @@ OTHERS: list[tuple[Callable[[], Any], type[Exception], str]] = [
                 lambda x: op(x, *arguments[1:]), arguments[:1], arguments[:1]
             ),
             RuntimeError,
-            f"{op.__name__} has no forward-mode derivative (jvp, jacfwd, hessian); call it with "
-            "backend='reference', which has",
+            f"{op.__name__} has no forward-mode derivative (jvp, jacfwd, hessian); "
+            "backend='reference' supports it",
         )
         for op, arguments in ((lam, (F, V)), (blp, (V, A, T)), (ann, (A, T)))
     ),

@@ -191,7 +191,7 @@ def test_double_backward_is_refused(rng: torch.Generator) -> None:
     features = _randn(rng, 1, 2, 2, 2).requires_grad_()
     output = blpseg_ops.lam(features, features)
     (grad,) = torch.autograd.grad(output.sum(), features, create_graph=True)
-    with pytest.raises(RuntimeError, match="lam can be differentiated once; for higher"):
+    with pytest.raises(RuntimeError, match="lam can be differentiated once; backend=.reference"):
         grad.sum().backward()
 
 
@@ -200,7 +200,7 @@ def test_double_backward_of_the_objective_is_refused(rng: torch.Generator) -> No
     target = torch.zeros(1, 4, 4, dtype=torch.int64)
     blp, annotated, _ = blpseg_ops.blp_objective(seg, annotation, target)
     grads = torch.autograd.grad(blp + annotated, (seg, annotation), create_graph=True)
-    with pytest.raises(RuntimeError, match="blp_objective can be differentiated once; for higher"):
+    with pytest.raises(RuntimeError, match="blp_objective can be differentiated once"):
         (grads[0].sum() + grads[1].sum()).backward()
 
 
