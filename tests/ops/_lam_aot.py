@@ -67,16 +67,14 @@ class Resources(NamedTuple):
 TRITON = tuple(int(part) for part in triton.__version__.split(".")[:2])
 
 
-def spill_limit(name: str, launch: Launch) -> int:
+def spill_limit(launch: Launch) -> int:
     """Return the bytes of stack (AMD: registers) that a kernel may take.
 
-    Some of the largest launches use all 255 registers, and ptxas puts a few numbers aside; how
-    many depends on the order of independent statements, so on Triton's version. A window's mask
-    takes more registers.
+    Some of the largest launches use all 255 registers, and ptxas puts numbers aside; how many
+    depends on the order of independent statements, so on Triton's version. A window's mask takes
+    more registers.
     """
-    if TRITON < (3, 8):
-        return 224
-    return 64 if launch.constants.get("WINDOW") else 8 if name == "describe" else 16
+    return 256 if launch.constants.get("WINDOW") or TRITON < (3, 8) else 128
 
 
 def preparations(family: str) -> Iterator[tuple[str, torch.dtype, Launch]]:
