@@ -1,10 +1,10 @@
 """Kernels for scribble-supervised segmentation (BLPSeg, IEEE TIP 2023), with autograd.
 
-Ops: ``lam``, ``blp_loss``, ``annotation_loss``, ``pseudo_labels``, ``blp_objective`` (the three
-before it in one call), ``upsample_argmax``. Modules: ``LocalAggregation``, ``BLPLoss``.
-``reference`` holds a plain PyTorch twin of every op; under ``checked_targets`` targets are looked
-at on GPUs too. Needs torch alone; ``python -m blpseg_ops`` tells which kernels are built and which
-backend each op takes.
+Ops: ``lam``, ``blp_loss``, ``annotation_loss``, ``pseudo_labels``, ``blp_objective`` (those three
+in one call), ``upsample_argmax``. Modules: ``LocalAggregation``, ``BLPLoss``.
+``reference`` holds the definition of every op in plain PyTorch. ``checked_targets`` checks the
+values of targets on GPUs, too. The package needs torch alone. ``python -m blpseg_ops`` prints which
+kernels are built and which backends each op has.
 """
 
 from blpseg_ops import reference

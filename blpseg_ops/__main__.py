@@ -1,4 +1,4 @@
-"""``python -m blpseg_ops``: what is built, what is not and why, and what each op runs on."""
+"""``python -m blpseg_ops``: which kernels are built or why not, and the backends of each op."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def _status(problem: str | None, built: str) -> str:
 
 
 def report() -> str:
-    """The text that ``python -m blpseg_ops`` prints."""
+    """Return the text that ``python -m blpseg_ops`` prints."""
     info = _native.build_info()
     lines = [
         f"blpseg_ops {__version__}, Python {platform.python_version()}, torch {torch.__version__}",
@@ -35,7 +35,7 @@ def report() -> str:
             lines.append(f"                ({cuda})")
     triton = _status(_native.TRITON_PROBLEM, "compiled at first use")
     lines.append(f"  Triton        {triton}")
-    lines += ["", 'backends, best first ("auto" takes the first)']
+    lines += ["", 'backends ("auto" runs the kernel, or without one the slow PyTorch fallback)']
     devices = ("cpu", "cuda")
     width = max(map(len, backends.OPS)) + 2
     lines.append(" " * (width + 2) + "".join(f"{device:20}" for device in devices).rstrip())

@@ -1,8 +1,8 @@
-"""Loads the kernels, and keeps what there is to say where that does not work.
+"""Load the native kernels at import; record why one failed to load.
 
 ``blpseg_ops._C`` (CPU kernels), ``libblpseg_cuda.so`` and ``blpseg_ops.triton`` register their
-kernels with torch's dispatcher when they are loaded. Without them every op runs on its reference;
-the cause is shown once, at first use, and by ``python -m blpseg_ops`` in full.
+kernels with torch's dispatcher when they are loaded. An op without a kernel runs its fallback. The
+first such call warns and names the cause; ``python -m blpseg_ops`` prints all causes.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ CUDA_LIBRARY = PACKAGE / "libblpseg_cuda.so"
 
 
 def _read_report() -> dict[str, str | None]:
-    """What setup.py wrote down of the build; empty where blpseg_ops was never installed."""
+    """Return what setup.py recorded about the build; empty if blpseg_ops was never installed."""
     try:
         report: dict[str, str | None] = json.loads((PACKAGE / "_native_build.json").read_text())
     except FileNotFoundError:
@@ -37,7 +37,7 @@ def _load_cpu() -> str | None:
     """Load the CPU kernels; return why they are missing, or None."""
     report = _read_report()
     if not report:
-        return "blpseg was not installed: its native code was never built"
+        return "blpseg was not installed, so its native code was never built"
     if report["cpu"] is not None:
         return report["cpu"]
     try:
@@ -48,7 +48,7 @@ def _load_cpu() -> str | None:
 
 
 def _load_cuda() -> str | None:
-    """Load the CUDA kernels where torch has CUDA; return why they are missing, or None."""
+    """Load the CUDA kernels if torch has CUDA; return why they are missing, or None."""
     if CPU_PROBLEM is not None:
         return CPU_PROBLEM
     problem = _read_report()["cuda"]
@@ -64,8 +64,8 @@ def _load_cuda() -> str | None:
 
 
 def _load_triton() -> str | None:
-    """Load the Triton kernels where torch has CUDA; return why they are missing, or None."""
-    if not torch.backends.cuda.is_built():  # true of a torch for AMD's GPUs, too
+    """Load the Triton kernels if torch has CUDA; return why they are missing, or None."""
+    if not torch.backends.cuda.is_built():  # also true of a torch for AMD GPUs
         return f"not loaded: {_no_cuda()}"
     try:
         importlib.import_module("blpseg_ops.triton.lam")
@@ -84,7 +84,7 @@ TRITON_PROBLEM: str | None = _load_triton()
 
 
 def build_info() -> BuildInfo | None:
-    """How the native code was built (see ``blpseg_ops._C.build_info``), or None without any."""
+    """Return how the native code was built (``blpseg_ops._C.build_info``), or None without it."""
     if CPU_PROBLEM is not None:
         return None
     from blpseg_ops import _C
@@ -93,7 +93,7 @@ def build_info() -> BuildInfo | None:
 
 
 def cpu_capability() -> str:
-    """The variant of the CPU kernels in use ("avx512", "avx2", "portable"); "none" without any."""
+    """Return the capability in use ("avx512", "avx2", "portable"), or "none" without kernels."""
     if CPU_PROBLEM is not None:
         return "none"
     from blpseg_ops import _C
@@ -102,7 +102,7 @@ def cpu_capability() -> str:
 
 
 def remedy() -> str:
-    """The command that builds the native code again, and makes a failure loud."""
+    """Return the command that builds the native code again and fails if that fails."""
     source = PACKAGE.parent  # a checkout, or site-packages
     what = f"-e {source}" if (source / "setup.py").exists() else "blpseg"
     return f"BLPSEG_NATIVE=1 pip install -v --force-reinstall --no-deps {what}"
@@ -112,9 +112,9 @@ _noticed = False
 
 
 def notice_missing(device_type: str) -> None:
-    """Warn, once a process, that ops run on the reference because native code is missing.
+    """Warn, once per process, that ops run their slow fallback because kernels are missing.
 
-    Who asked for that (BLPSEG_NATIVE=0, BLPSEG_CUDA=0) is not warned.
+    Do not warn if the user turned native code off (BLPSEG_NATIVE=0, BLPSEG_CUDA=0).
     """
     global _noticed
     problem = {"cpu": CPU_PROBLEM, "cuda": CUDA_PROBLEM}.get(device_type)
@@ -122,8 +122,8 @@ def notice_missing(device_type: str) -> None:
         return
     _noticed = True
     warnings.warn(
-        f"blpseg_ops runs on its slow PyTorch reference, since its {device_type.upper()} kernels "
-        f"are missing: {problem}\nTo mend it: {remedy()}\nMore: python -m blpseg_ops",
+        f"blpseg_ops uses its slow PyTorch fallback because its {device_type.upper()} kernels are "
+        f"missing: {problem}\nTo fix it: {remedy()}\nDetails: python -m blpseg_ops",
         RuntimeWarning,
         stacklevel=4,
     )

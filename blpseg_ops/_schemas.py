@@ -1,9 +1,8 @@
-"""The operators ``torch.ops.blpseg.*``: every schema, once.
+"""The operators ``torch.ops.blpseg.*``: every schema, in one place.
 
-Kernels for a device attach to these names from csrc/ (C++, CUDA) or from Python (Triton, and the
-reference as fallback for every device); fake kernels, gradients and autocast rules from
-``blpseg_ops/ops/``. Where an operator returns more than its public function does, the rest is what
-its backward needs and cannot make again cheaply.
+csrc/ attaches the C++ and CUDA kernels to these names, ``blpseg_ops/triton`` the Triton kernels.
+``blpseg_ops/ops`` attaches the fallbacks, fake kernels, gradients and autocast rules. An operator
+that returns more than its public function returns what backward needs and cannot recompute cheaply.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ import torch
 LIBRARY = torch.library.Library("blpseg", "DEF")
 
 for _schema in (
-    # log_denominator [N, h, w]: log((Z + eps T) / w_bb) of every target pixel b.
+    # log_denominator [N, h, w]: log((Z + eps T) / w_bb) of every query pixel b.
     "lam(Tensor features, Tensor values, float sigma, float eps, float scale, int? radius=None)"
     " -> (Tensor output, Tensor log_denominator)",
     "lam_backward(Tensor grad_output, Tensor features, Tensor values, Tensor output,"

@@ -1,3 +1,3 @@
-"""The version, in the one place that the package, the build and the wheel read it from."""
+"""The version; the package, the build and the wheel read it from here."""
 
 __version__ = "0.1.0"

@@ -1,9 +1,9 @@
-"""Which implementations each op has on each device, and how ``backend=`` chooses among them.
+"""The backends of each op on each device, and how ``backend=`` chooses one.
 
-Every op has ``"reference"``, on every device: plain PyTorch, differentiated by torch's autograd. A
-compiled kernel is registered with torch's dispatcher for a device and named here. ``"auto"`` calls
-``torch.ops.blpseg.<op>``, where the dispatcher takes the device's kernel, or the reference where it
-has none.
+``"reference"`` is the op's definition in plain PyTorch, differentiated by autograd; every device
+has it. A kernel is registered with torch's dispatcher for a device and named here. ``"auto"`` calls
+``torch.ops.blpseg.<op>``: the dispatcher runs the kernel of the device or, without one, the
+fallback (``blpseg_ops/fallback``).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ OPS = (
     "upsample_argmax",
 )
 
-_kernels: dict[tuple[str, str], str] = {}  # (op, device type) -> name of its compiled kernel
+_kernels: dict[tuple[str, str], str] = {}  # (op, device type) -> name of its kernel
 
 
 def name_kernel(op: str, device_type: str, name: str) -> None:
@@ -41,7 +41,10 @@ if _native.TRITON_PROBLEM is None:
 
 
 def available(op: str, device_type: str) -> tuple[str, ...]:
-    """The backends of an op on a device, best first: what ``"auto"`` takes is ``[0]``.
+    """Return the backends of an op on a device: its kernel, if it has one, and "reference".
+
+    ``"auto"`` runs the kernel. Without one it runs the fallback, which computes the reference in
+    blocks and needs less memory.
 
     Examples:
         >>> blpseg_ops.backends.available("lam", "meta")
@@ -52,7 +55,7 @@ def available(op: str, device_type: str) -> tuple[str, ...]:
 
 
 def use_reference(op: str, device_type: str, backend: str) -> bool:
-    """Whether a call asks for the reference by name, rather than for the dispatcher's kernel.
+    """Return True if ``backend`` names the reference; False if the dispatcher is to choose.
 
     Raises:
         ValueError: ``backend`` is not "auto" and the op has no such backend on this device.

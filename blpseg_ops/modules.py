@@ -1,4 +1,4 @@
-"""The ops as modules that hold their parameters and settings."""
+"""``lam`` and ``blp_loss`` as modules that hold their parameters and settings."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from blpseg_ops.ops.lam import lam
 
 
 class LocalAggregation(nn.Module):
-    """LAM with its own embedding: takes images and logits, returns aggregated logits.
+    """Apply LAM with an embedding of the image: takes images and logits, returns logits.
 
     The embedding depends on the normalized image alone. The image is zero-padded right and bottom
     to whole patches; a ``patch`` x ``patch`` convolution of that stride, LayerNorm over channels
@@ -35,9 +35,9 @@ class LocalAggregation(nn.Module):
         patch: Side of the image patch, in pixels, that becomes one pixel of the logits.
         in_channels: Channels of the image.
         sigma: Standard deviation of the Gaussian, in pixels of the logits, > 0.
-        radius: Half the side of the window that pixels see, in pixels of the logits, >= 0; None
+        radius: Half the side of the window around a query, in pixels of the logits, >= 0; None
             for the whole image.
-        eps: Weight of the published program's guard, >= 0; see :func:`blpseg_ops.lam`.
+        eps: Weight of T_b in the denominator, >= 0; see :func:`blpseg_ops.lam`.
         scale: Factor on the scores.
         backend: See :func:`blpseg_ops.lam`.
 
@@ -84,7 +84,7 @@ class LocalAggregation(nn.Module):
         self,
         images: Tensor,  # [N, 3, H, W]
     ) -> Tensor:  # [N, D, ceil(H / patch), ceil(W / patch)]
-        """Return the features by which pixels are compared."""
+        """Return the features that LAM compares."""
         with torch.autocast(images.device.type, enabled=False):
             features: Tensor = self.conv(self._normed(images))
         return features
@@ -120,10 +120,10 @@ class LocalAggregation(nn.Module):
         *,
         sigma: float | None = None,
     ) -> Tensor:  # [N, C, ceil(H / patch), ceil(W / patch)]
-        """Average the logits over near pixels that look alike in the image.
+        """Replace every pixel's logits by a mean over near pixels that look alike in the image.
 
         Args:
-            images: [N, in_channels, H, W], floating point, normalized as for the network.
+            images: [N, in_channels, H, W], floating point, normalized as the network expects.
             logits: [N, C, ceil(H / patch), ceil(W / patch)], on the device of images.
             sigma: Replaces the module's sigma in this call.
 
@@ -158,7 +158,7 @@ class LocalAggregation(nn.Module):
         )
 
     def _should_project(self) -> bool:
-        """Return whether LAM gets coordinates. The CPU kernel finds a basis by itself."""
+        """Return whether LAM gets coordinates. The CPU kernel finds a basis itself."""
         rank = self.proj.in_channels * self.patch**2 + 2
         return self.proj.weight.is_cuda and self.proj.out_channels > max(64, rank)
 
@@ -169,7 +169,7 @@ class LocalAggregation(nn.Module):
 
 
 class BLPLoss(nn.Module):
-    """:func:`blpseg_ops.blp_loss` as a module.
+    """Compute :func:`blpseg_ops.blp_loss` with the settings that the module holds.
 
     Args:
         gamma: Exponent of the weight, >= 0.

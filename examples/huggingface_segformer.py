@@ -1,4 +1,4 @@
-"""SegFormer on scribbles, with LAM: python examples/huggingface_segformer.py."""
+"""Train SegFormer with LAM on scribbles: python examples/huggingface_segformer.py."""
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,7 @@ class ScribbleSegformer(nn.Module):
         super().__init__()
         segformer = SegformerForSemanticSegmentation  # weights: for instance "nvidia/mit-b0"
         self.net = segformer.from_pretrained(weights) if weights else segformer(SegformerConfig())
-        self.net.decode_head.classifier = nn.Identity()  # 256 features a pixel, at stride 4
+        self.net.decode_head.classifier = nn.Identity()  # 256 features per pixel, at stride 4
         self.classes = nn.Conv2d(256, num_classes, 1)
         self.annotation = nn.Conv2d(256, num_classes + 1, 1)
         self.lam = blpseg_ops.LocalAggregation(patch=4)

@@ -1,4 +1,4 @@
-"""A small network learns a disc on a ground from scribbles: python examples/plain_training.py."""
+"""Train a small network to segment a disk from scribbles: python examples/plain_training.py."""
 
 import torch
 from torch import Tensor, nn

@@ -1,4 +1,4 @@
-"""smp's U-Net on scribbles, with LAM: python examples/smp_unet.py."""
+"""Train smp's U-Net with LAM on scribbles: python examples/smp_unet.py."""
 
 import segmentation_models_pytorch as smp
 import torch
@@ -11,7 +11,7 @@ class ScribbleUnet(nn.Module):
     def __init__(self, num_classes: int, weights: str | None = None) -> None:
         super().__init__()
         self.net = smp.Unet("resnet18", encoder_weights=weights)  # or "imagenet"
-        self.net.segmentation_head = nn.AvgPool2d(4)  # 16 features a pixel, from stride 1 to 4
+        self.net.segmentation_head = nn.AvgPool2d(4)  # 16 features per pixel, from stride 1 to 4
         self.classes = nn.Conv2d(16, num_classes, 1)
         self.annotation = nn.Conv2d(16, num_classes + 1, 1)
         self.lam = blpseg_ops.LocalAggregation(patch=4)

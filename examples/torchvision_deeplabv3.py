@@ -1,4 +1,4 @@
-"""DeepLabV3 on scribbles, with LAM: python examples/torchvision_deeplabv3.py."""
+"""Train DeepLabV3 with LAM on scribbles: python examples/torchvision_deeplabv3.py."""
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,7 @@ class ScribbleDeepLab(nn.Module):
     def __init__(self, num_classes: int, weights: str | None = None) -> None:
         super().__init__()
         self.net = deeplabv3_resnet50(weights=weights, weights_backbone=None)  # or "DEFAULT"
-        self.net.classifier[-1] = nn.Identity()  # 256 features a pixel, at stride 8
+        self.net.classifier[-1] = nn.Identity()  # 256 features per pixel, at stride 8
         self.classes = nn.Conv2d(256, num_classes, 1)
         self.annotation = nn.Conv2d(256, num_classes + 1, 1)
         self.lam = blpseg_ops.LocalAggregation(patch=8)

@@ -1,1 +1,1 @@
-"""The public functions, one file an op: checks, dispatch, and what torch must know of the op."""
+"""The public functions, one file per op: checks, dispatch and registration with torch."""

@@ -23,33 +23,35 @@ def annotation_loss(
     ignore_index: int = 255,
     backend: str = "auto",
 ) -> Tensor:  # []
-    """Cross entropy over K + 1 classes, the last of which is "nobody annotates here".
+    """Compute the cross entropy over K + 1 classes; the last is "nobody annotates here".
 
-    Logits are first resized to H x W (bilinear, half-pixel centres). Class weights are 1 for the
-    classes and ``unlabeled_weight`` for unlabelled pixels, which are nearly all; the sum is
-    normalised by the sum of the weights over the batch. 0, not NaN, when every pixel is ignored.
-    Under autocast logits are taken in float32.
+    Logits are first resized to H x W (bilinear, half-pixel centers). The weight is 1 at pixels of a
+    class and ``unlabeled_weight`` at unlabeled pixels, which are nearly all. The weighted sum is
+    divided by the sum of the weights over the batch. If every pixel is ignored, the loss is 0.
+    Autocast widens logits to float32.
 
     Args:
         annotation_logits: [N, K + 1, h, w], floating point, at least two channels.
-        target: [N, H, W], uint8, int16, int32 or int64: 0..K-1 a class, K unlabelled, ignore_index.
-        unlabeled_weight: Weight of unlabelled pixels, >= 0.
-        ignore_index: Value of pixels to leave out; outside 0..K.
-        backend: "auto", "reference", or the name of a kernel that the device has.
+        target: [N, H, W], uint8, int16, int32 or int64: 0..K-1 (a class), K (unlabeled) or
+            ignore_index.
+        unlabeled_weight: Weight of unlabeled pixels, >= 0.
+        ignore_index: Value of pixels to ignore; outside 0..K.
+        backend: "auto", "reference" or the kernel of the device; see
+            :func:`blpseg_ops.backends.available`.
 
     Returns:
         A scalar, float64 for float64 logits, else float32.
 
     Raises:
         TypeError: An input is not a tensor or has the wrong dtype.
-        ValueError: A shape, device, number or backend does not fit; or, on the CPU, a value of the
-            target is none of those above. On CUDA such a value is a device assertion, as in torch's
-            cross_entropy, or this error under :func:`blpseg_ops.checked_targets`.
+        ValueError: A shape, device, number or backend does not fit, or target holds another value.
+            On CUDA a wrong value is a device assertion, as in torch's cross_entropy, or this error
+            under :func:`blpseg_ops.checked_targets`.
 
     Examples:
-        2 classes and "nobody", all equally likely: log 3, however few pixels are labelled.
+        2 classes and "nobody", all equally likely: log 3, however few pixels are labeled.
 
-        >>> target = torch.tensor([[[0, 2], [2, 2]]])  # one pixel of class 0; 2 is unlabelled
+        >>> target = torch.tensor([[[0, 2], [2, 2]]])  # one pixel of class 0; 2 is unlabeled
         >>> loss = blpseg_ops.annotation_loss(torch.zeros(1, 3, 1, 1), target)
         >>> round(loss.item(), 3)
         1.099

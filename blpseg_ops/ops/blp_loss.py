@@ -1,4 +1,4 @@
-"""``blp_loss``: the cross entropy that weighs rarely scribbled places up."""
+"""``blp_loss``: cross entropy with larger weights where people rarely scribble."""
 
 from __future__ import annotations
 
@@ -24,41 +24,43 @@ def blp_loss(
     ignore_index: int = 255,
     backend: str = "auto",
 ) -> Tensor:  # []
-    """Cross entropy at labelled pixels, each weighted by (1 - q_y p_y)^gamma.
+    """Compute the cross entropy at labeled pixels with the weights (1 - q_y p_y)^gamma.
 
-    Both logits are first resized to H x W (bilinear, half-pixel centres). p is the softmax of the
-    class logits and q that of the annotation logits, so that q_y is the probability that somebody
-    labels this pixel y. Labels where nobody tends to scribble, and where the network is not sure
-    yet, weigh most. Every image's loss is normalised by its own weights (plus 1e-7); the result is
-    the mean over images. An image without labelled pixels gives 0. ``gamma=0`` is the partial cross
+    Both logits are first resized to H x W (bilinear, half-pixel centers). p is the softmax of the
+    class logits, q the softmax of the annotation logits: q_y is the probability that people label
+    this pixel y. The weight is largest where people rarely scribble and where the network is not
+    sure. The loss of an image is divided by the sum of its weights plus 1e-7; the result is the
+    mean over images. An image without labeled pixels gives 0. ``gamma=0`` is the partial cross
     entropy.
 
-    Only ``seg_logits`` gets a gradient; the weights are constants in backward. Under autocast
-    logits are taken in float32.
+    Only ``seg_logits`` gets a gradient; the weights are constants in backward. Autocast widens
+    logits to float32.
 
     Args:
         seg_logits: [N, K, h, w], floating point.
         annotation_logits: [N, K + 1, h, w], the dtype and device of seg_logits; channel K is
             "nobody annotates here".
-        target: [N, H, W], uint8, int16, int32 or int64: 0..K-1 a class, K unlabelled, ignore_index.
+        target: [N, H, W], uint8, int16, int32 or int64: 0..K-1 (a class), K (unlabeled) or
+            ignore_index.
         gamma: Exponent of the weight, >= 0.
-        ignore_index: Value of pixels to leave out; outside 0..K.
-        backend: "auto", "reference", or the name of a kernel that the device has.
+        ignore_index: Value of pixels to ignore; outside 0..K.
+        backend: "auto", "reference" or the kernel of the device; see
+            :func:`blpseg_ops.backends.available`.
 
     Returns:
         A scalar, float64 for float64 logits, else float32.
 
     Raises:
         TypeError: An input is not a tensor or has the wrong dtype.
-        ValueError: A shape, device, number or backend does not fit; or, on the CPU, a value of the
-            target is none of those above. On CUDA such a value is a device assertion, as in torch's
-            cross_entropy, or this error under :func:`blpseg_ops.checked_targets`.
+        ValueError: A shape, device, number or backend does not fit, or target holds another value.
+            On CUDA a wrong value is a device assertion, as in torch's cross_entropy, or this error
+            under :func:`blpseg_ops.checked_targets`.
 
     Examples:
-        One pixel of 4 is labelled, 2 classes are equally likely: the loss is log 2.
+        One pixel of 4 is labeled, 2 classes are equally likely: the loss is log 2.
 
         >>> seg_logits = torch.zeros(1, 2, 1, 1, requires_grad=True)
-        >>> target = torch.tensor([[[0, 2], [2, 2]]])  # class 0; 2 is unlabelled
+        >>> target = torch.tensor([[[0, 2], [2, 2]]])  # class 0; 2 is unlabeled
         >>> loss = blpseg_ops.blp_loss(seg_logits, torch.zeros(1, 3, 1, 1), target)
         >>> round(loss.item(), 3)
         0.693

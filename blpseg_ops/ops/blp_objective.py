@@ -30,45 +30,46 @@ def blp_objective(
     ignore_index: int = 255,
     backend: str = "auto",
 ) -> BLPObjective:
-    """What a training step needs: :func:`blp_loss` and :func:`annotation_loss`, in one pass.
+    """Compute the losses of a training step, :func:`blp_loss` and :func:`annotation_loss`, at once.
 
-    With ``class_present``, the step is one of self-training: :func:`pseudo_labels` are made from
-    seg_logits and the target, and the BLP loss takes them as its target. The annotation loss takes
-    the target itself, since pseudo labels say nothing of where people annotate.
+    With ``class_present``, the step is one of self-training: the BLP loss takes
+    :func:`pseudo_labels` of seg_logits and target as its target. The annotation loss takes the
+    target itself, since pseudo labels do not tell where people annotate.
 
     The BLP loss gives a gradient to ``seg_logits`` only, the annotation loss to
-    ``annotation_logits`` only, so that the sum of both trains each once. Under autocast logits are
-    taken in float32.
+    ``annotation_logits`` only. The sum of both therefore trains each once. Autocast widens logits
+    to float32.
 
     Args:
         seg_logits: [N, K, h, w], floating point.
         annotation_logits: [N, K + 1, h, w], the dtype and device of seg_logits; channel K is
             "nobody annotates here".
-        target: [N, H, W], uint8, int16, int32 or int64: 0..K-1 a class, K unlabelled, ignore_index.
+        target: [N, H, W], uint8, int16, int32 or int64: 0..K-1 (a class), K (unlabeled) or
+            ignore_index.
         gamma: Exponent of the BLP weight, >= 0.
-        unlabeled_weight: Weight of unlabelled pixels in the annotation loss, >= 0.
-        class_present: [N, K] bool, the classes that each image's scribbles name; None to learn from
-            the target alone.
-        threshold: Least probability of a pseudo label, 0..1.
-        ignore_index: Value of pixels to leave out, and of those without a pseudo label; outside
-            0..K.
-        backend: "auto", "reference", or the name of a kernel that the device has.
+        unlabeled_weight: Weight of unlabeled pixels in the annotation loss, >= 0.
+        class_present: [N, K] bool, the classes among each image's scribbles; None to train on the
+            target alone.
+        threshold: Smallest probability of a pseudo label, 0..1.
+        ignore_index: Value of pixels to ignore and of pixels without a pseudo label; outside 0..K.
+        backend: "auto", "reference" or the kernel of the device; see
+            :func:`blpseg_ops.backends.available`.
 
     Returns:
         A named tuple: ``blp_loss`` and ``annotation_loss``, scalars, float64 for float64 logits,
-        else float32; ``pseudo_labels``, [N, H, W], uint8 where K and ignore_index fit, else int32,
+        else float32; ``pseudo_labels``, [N, H, W], uint8 if K and ignore_index fit, else int32,
         or None without class_present.
 
     Raises:
         TypeError: An input is not a tensor or has the wrong dtype.
-        ValueError: A shape, device, number or backend does not fit; or, on the CPU, a value of the
-            target is none of those above. On CUDA such a value is a device assertion, as in torch's
-            cross_entropy, or this error under :func:`blpseg_ops.checked_targets`.
+        ValueError: A shape, device, number or backend does not fit, or target holds another value.
+            On CUDA a wrong value is a device assertion, as in torch's cross_entropy, or this error
+            under :func:`blpseg_ops.checked_targets`.
 
     Examples:
         >>> seg_logits = torch.zeros(1, 2, 1, 1, requires_grad=True)
         >>> annotation_logits = torch.zeros(1, 3, 1, 1, requires_grad=True)
-        >>> target = torch.tensor([[[0, 2], [2, 2]]])  # one pixel of class 0; 2 is unlabelled
+        >>> target = torch.tensor([[[0, 2], [2, 2]]])  # one pixel of class 0; 2 is unlabeled
         >>> losses = blpseg_ops.blp_objective(seg_logits, annotation_logits, target)
         >>> (losses.blp_loss + losses.annotation_loss).backward()
         >>> losses.pseudo_labels is None

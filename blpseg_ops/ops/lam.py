@@ -27,29 +27,29 @@ def lam(
 ) -> Tensor:  # [N, C, h, w]
     """Replace every pixel's values by a mean over the pixels that are near and look alike.
 
-    With features f, values v and grid positions p of pixels a (source) and b (target)::
+    With features f, values v and positions p on the grid of key pixels a and query pixels b::
 
         w_ab  = exp(scale * <f_a, f_b> - |p_a - p_b|^2 / (2 sigma^2))
         out_b = sum_a w_ab v_a / (sum_a w_ab + eps * sum_a exp(scale * <f_a, f_b>))
 
-    Sums go over all pixels of the image or, with ``radius``, over the window of those at most
-    ``radius`` rows and columns away.
+    Sums go over all pixels of the image. ``radius`` restricts both sums to the keys at most
+    ``radius`` rows and columns away from the query.
 
-    With ``eps=0`` this is attention with an additive Gaussian bias: query and key are the features,
-    without normalisation and without a 1/sqrt(D). Gradients flow to features (as query and as key)
-    and to values. Under autocast both are taken in float32: scores are as large as |f|^2.
+    With ``eps=0`` this is attention with a Gaussian bias added to the scores. Query and key are the
+    features, not normalized and not divided by sqrt(D). Gradients flow to features (as query and as
+    key) and to values. Autocast widens both to float32, since scores are as large as |f|^2.
 
     Args:
-        features: [N, D, h, w], floating point. What "alike" is measured in.
-        values: [N, C, h, w], the dtype and device of features. What is averaged, often logits.
+        features: [N, D, h, w], floating point. Pixels with similar features look alike.
+        values: [N, C, h, w], the dtype and device of features. Averaged; often logits.
         sigma: Standard deviation of the Gaussian, in pixels of the h x w grid, > 0.
-        radius: Half the side of a square window, in pixels of the grid, >= 0: both sums leave out
-            what is farther up, down, left or right, and the cost is O(h w radius^2). None: the
-            whole image.
-        eps: Guard of the published program, >= 0. 0 is the method; 1e-7 the published numbers.
-        scale: Factor on the scores.
-        backend: "auto", "reference", or the name of a kernel that the device has; see
-            :mod:`blpseg_ops.backends`.
+        radius: Half the side of the window, in pixels of the grid, >= 0. Both sums leave out keys
+            farther up, down, left or right; the cost is O(h w radius^2). None: the whole image.
+        eps: Weight of the second sum of the denominator, >= 0. 0 is the published method, 1e-7 the
+            published program.
+        scale: Factor of the scores.
+        backend: "auto", "reference" or the kernel of the device; see
+            :func:`blpseg_ops.backends.available`.
 
     Returns:
         [N, C, h, w], the dtype of values, in the memory format of torch.empty_like(values).
@@ -60,7 +60,7 @@ def lam(
         ValueError: A shape, device, number or backend does not fit.
 
     Examples:
-        Pixels 0 and 2 look alike and share their values; pixel 1 looks different and keeps its own:
+        Pixels 0 and 2 look alike and get their mean; pixel 1 looks different and keeps its value:
 
         >>> features = torch.tensor([8.0, -8.0, 8.0]).view(1, 1, 1, 3)
         >>> values = torch.tensor([1.0, 5.0, 2.0]).view(1, 1, 1, 3)
@@ -104,16 +104,16 @@ def _fake_backward(
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    features, values, *ctx.numbers = inputs
+    features, values, *ctx.params = inputs
     ctx.save_for_backward(features, values, *output)
     ctx.mark_non_differentiable(output[1])
     ctx.set_materialize_grads(False)
 
 
 def _backward(ctx: Any, grad_output: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
-    if grad_output is None:  # behind a blp_objective of which only the annotation loss is used
+    if grad_output is None:  # only the annotation loss of a blp_objective after it is used
         return None, None, None, None, None, None
-    grads = lam_backward_op(grad_output, *ctx.saved_tensors, *ctx.numbers)
+    grads = lam_backward_op(grad_output, *ctx.saved_tensors, *ctx.params)
     return *grads, None, None, None, None
 
 

@@ -20,35 +20,38 @@ def pseudo_labels(
     ignore_index: int = 255,
     backend: str = "auto",
 ) -> Tensor:  # [N, H, W]
-    """Label what the network is sure of, and keep what people said.
+    """Label the pixels that the network is sure of, and keep the scribbles.
 
-    Logits are resized to H x W (bilinear, half-pixel centres) and p is their softmax over all K
-    classes; classes absent from the image's scribbles are then set to 0. A pixel takes the largest
-    (ties: the lowest class) where that is at least ``threshold``, else ``ignore_index``. Scribbled
-    pixels keep their scribble and ignored ones stay ignored. There is no gradient.
+    Logits are resized to H x W (bilinear, half-pixel centers). p is their softmax over all K
+    classes, then set to 0 for classes absent from the image's scribbles. A pixel gets the class of
+    the largest p (ties: the lowest class) if that p is at least ``threshold``, else
+    ``ignore_index``. Scribbled pixels keep their label; ignored pixels stay ignored. There is no
+    gradient.
 
     Args:
         seg_logits: [N, K, h, w], floating point.
-        target: [N, H, W], uint8, int16, int32 or int64: 0..K-1 a class, K unlabelled, ignore_index.
-        class_present: [N, K] bool, the classes that each image's scribbles name.
-        threshold: Least probability of a label, 0..1.
+        target: [N, H, W], uint8, int16, int32 or int64: 0..K-1 (a class), K (unlabeled) or
+            ignore_index.
+        class_present: [N, K] bool, the classes among each image's scribbles.
+        threshold: Smallest probability of a label, 0..1.
         ignore_index: Value of pixels without a label; outside 0..K.
-        backend: "auto", "reference", or the name of a kernel that the device has.
+        backend: "auto", "reference" or the kernel of the device; see
+            :func:`blpseg_ops.backends.available`.
 
     Returns:
-        [N, H, W] label map, uint8 where K and ignore_index fit, else int32.
+        [N, H, W] label map, uint8 if K and ignore_index fit, else int32.
 
     Raises:
         TypeError: An input is not a tensor or has the wrong dtype.
-        ValueError: A shape, device, number or backend does not fit; or, on the CPU, a value of the
-            target is none of those above. On CUDA such a value is a device assertion, as in torch's
-            cross_entropy, or this error under :func:`blpseg_ops.checked_targets`.
+        ValueError: A shape, device, number or backend does not fit, or target holds another value.
+            On CUDA a wrong value is a device assertion, as in torch's cross_entropy, or this error
+            under :func:`blpseg_ops.checked_targets`.
 
     Examples:
-        The network is sure of pixels 0 and 1, and somebody has labelled pixel 1 otherwise:
+        The network is sure that pixels 0 and 1 are of class 0; a scribble says class 1 at pixel 1:
 
         >>> seg_logits = torch.tensor([[5.0, 5.0, 0.1], [0.0, 0.0, 0.0]]).view(1, 2, 1, 3)
-        >>> target = torch.tensor([[[2, 1, 2]]])  # 2 is unlabelled
+        >>> target = torch.tensor([[[2, 1, 2]]])  # 2 is unlabeled
         >>> blpseg_ops.pseudo_labels(seg_logits, target, torch.tensor([[True, True]]))
         tensor([[[  0,   1, 255]]], dtype=torch.uint8)
 

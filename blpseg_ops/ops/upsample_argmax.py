@@ -18,15 +18,16 @@ def upsample_argmax(
     *,
     backend: str = "auto",
 ) -> Tensor:  # [N, H, W]
-    """The class of the largest resized logit of every pixel, without the resized logits.
+    """Return the class of the largest resized logit per pixel, without storing resized logits.
 
-    Logits are resized to H x W (bilinear, half-pixel centres, any factor). Of equal logits the
-    lowest class wins; NaN counts as largest, as in torch.argmax. There is no gradient.
+    Logits are resized to H x W (bilinear, half-pixel centers, any factor). The lowest class wins a
+    tie. NaN counts as the largest, as in torch.argmax. There is no gradient.
 
     Args:
         logits: [N, K, h, w], floating point.
         size: (H, W), in pixels.
-        backend: "auto", "reference", or the name of a kernel that the device has.
+        backend: "auto", "reference" or the kernel of the device; see
+            :func:`blpseg_ops.backends.available`.
 
     Returns:
         [N, H, W] label map, uint8 for K <= 255, else int32.

@@ -1,4 +1,4 @@
-"""The definition of every op: its formula in plain PyTorch, as short as it can be read.
+"""The definition of every op: its formula in plain PyTorch, short and readable.
 
 Functions have the names and arguments of the ops. They hold everything at full size (the losses
 [N, K, H, W], ``lam`` all pairs of pixels), run on any device, and are differentiated by autograd,

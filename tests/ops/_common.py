@@ -1,4 +1,4 @@
-"""What tests of several ops need: layouts of a tensor, and programs in a process of their own."""
+"""Helpers for tests of several ops: memory layouts of a tensor, and programs in a new process."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ import blpseg_ops
 
 
 def randn(*shape: int, seed: int = 0) -> Tensor:
-    """Normal random numbers."""
+    """Return normal random numbers in float64."""
     rng = torch.Generator().manual_seed(seed)
     return torch.randn(*shape, generator=rng, dtype=torch.float64)
 
 
 def _wider(x: Tensor) -> Tensor:  # strides of 2 and 3, an offset
     n, c, h, w = x.shape
-    room = torch.full((n + 1, 2 * c, h + 3, 3 * w), math.nan, dtype=x.dtype, device=x.device)
-    room[1:, ::2, 2:-1, 1::3] = x
-    return room[1:, ::2, 2:-1, 1::3]
+    storage = torch.full((n + 1, 2 * c, h + 3, 3 * w), math.nan, dtype=x.dtype, device=x.device)
+    storage[1:, ::2, 2:-1, 1::3] = x
+    return storage[1:, ::2, 2:-1, 1::3]
 
 
 def _reversed_order(x: Tensor) -> Tensor:  # [N, C, h, w] with w the slowest axis in memory
     return x.permute(3, 2, 1, 0).contiguous().permute(3, 2, 1, 0)
 
 
-# Of [N, C, h, w] with C >= 2, h and w >= 4; the last four keep less than all values.
+# For tensors [N, C, h, w] with C >= 2, h and w >= 4. The last four repeat a part of the values.
 LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
     "transposed": lambda x: x.mT.contiguous().mT,
     "channels_last": lambda x: x.contiguous(memory_format=torch.channels_last),
@@ -46,9 +46,9 @@ LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def far_apart(x: Tensor, axis: int) -> Tensor:
-    """The same values, those at both ends of an axis more than 2^31 elements apart.
+    """Return the same values with the ends of an axis more than 2^31 elements apart in memory.
 
-    Only the pages that are written to take memory.
+    Only the pages that are written take memory.
     """
     strides = [0] * x.dim()
     step = 1
@@ -66,7 +66,7 @@ def far_apart(x: Tensor, axis: int) -> Tensor:
 def run_program(
     program: str, timeout: float | None = None, **environment: str
 ) -> subprocess.CompletedProcess[str]:
-    """Run a Python program that may import blpseg_ops and tests; timeout: in seconds."""
+    """Run a Python program that may import blpseg_ops and tests; `timeout` is in seconds."""
     roots = (Path(blpseg_ops.__file__).parent.parent, Path(__file__).parents[2])
     path = [*map(str, roots), os.environ.get("PYTHONPATH", "")]
     return subprocess.run(
@@ -79,14 +79,14 @@ def run_program(
     )
 
 
-# Begins a program that measures memory; Linux only. beyond(function) is the most MiB that a call
-# takes in addition to what was there before it and to the tensors that it returns.
+# Start of a program that measures memory; Linux only. beyond(function) is the peak in MiB that a
+# call adds, without the tensors that it returns.
 MEASURE = """
 import torch
 def peak():  # KiB
     return next(int(line.split()[1]) for line in open("/proc/self/status") if "VmHWM" in line)
 def beyond(function):
-    open("/proc/self/clear_refs", "w").write("5")  # the high-water mark starts anew
+    open("/proc/self/clear_refs", "w").write("5")  # reset the high-water mark
     before = peak()
     made = function()
     return (peak() - before) / 1024 - sum(x.nbytes for x in made) / 2**20

@@ -1,6 +1,6 @@
-"""Inputs drawn from a source of choices: hypothesis's, which shrinks them, or the fuzzer's own.
+"""Draw random inputs of every op, for hypothesis and for the fuzzer.
 
-Both are a ``random.Random``, so that one description of what an op may meet serves both.
+Both pass a ``random.Random``. Hypothesis's shrinks failing inputs.
 """
 
 from __future__ import annotations
@@ -19,24 +19,24 @@ from ._common import LAYOUTS, randn
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 Layout = Callable[[Tensor], Tensor]
 
-# A tile of 8 x 8 pixels more or less, one row, one column; the last two are of more than 4 tiles.
+# About one tile of 8 x 8 pixels, one row, one column; the last two have more than 4 tiles.
 LAM_SIZES = ((1, 1), (1, 7), (11, 1), (2, 3), (8, 8), (7, 9), (9, 12), (1, 260), (17, 17))
 LOW = ((1, 1), (1, 5), (6, 1), (3, 4), (7, 9), (8, 16))
 HIGH = (*LOW, (12, 16), (13, 31), (2, 40), (33, 1), (32, 64))
 
 
 def draw_tensor(rng: Random, *shape: int) -> Tensor:
-    """Normal numbers in float64."""
+    """Return normal random numbers in float64."""
     return randn(*shape, seed=rng.getrandbits(31))
 
 
 def draw_layout(rng: Random) -> Layout:
-    """A function that lays a tensor [N, C, h, w] out in memory; some keep a part of its values."""
+    """Return a function that changes the memory layout of [N, C, h, w]; some repeat values."""
     name = rng.choice(("contiguous", *LAYOUTS))
     lay_out = LAYOUTS.get(name, Tensor.contiguous)
 
     def change(x: Tensor) -> Tensor:
-        # Those that keep a part look for it at fixed places, which small tensors do not have.
+        # Layouts that repeat values take them from fixed indices, which small tensors lack.
         small = x.shape[1] < 2 or min(x.shape[2:]) < 4
         return x if name.endswith("for all") and small else lay_out(x)
 
@@ -44,7 +44,7 @@ def draw_layout(rng: Random) -> Layout:
 
 
 def draw_lam(rng: Random) -> _lam_inputs.Case:
-    """Arguments of lam, float64 and contiguous."""
+    """Return arguments of lam, float64 and contiguous."""
     n, (h, w) = rng.randint(0, 3), rng.choice(LAM_SIZES)
     d, c = rng.choice((1, 2, 5, 16, 33)), rng.choice((1, 2, 3, 21))
     features = draw_tensor(rng, n, d, h, w) * rng.choice((0.0, 1e-3, 1.0, 3.0, 20.0)) / d**0.5
@@ -72,7 +72,7 @@ def draw_lam(rng: Random) -> _lam_inputs.Case:
 
 
 def draw_losses(rng: Random) -> _loss_inputs.Case:
-    """Arguments of all losses, logits in float64 and contiguous."""
+    """Return arguments of all losses; logits are float64 and contiguous."""
     n, classes = rng.randint(0, 3), rng.choice((1, 2, 3, 5, 21, 21, 256))
     low, high = rng.choice(LOW), rng.choice(HIGH)
     dtype = rng.choice((torch.uint8, torch.int16, torch.int32, torch.int64))
@@ -90,7 +90,7 @@ def draw_losses(rng: Random) -> _loss_inputs.Case:
         threshold=rng.choice((0.0, 0.3, 0.9, 1.0)),
         ignore_index=rng.choice([i for i in ignored if not 0 <= i <= classes]),
     )
-    # No larger: where 1 - q p is but rounding, what is left of the weights is anybody's guess.
+    # Not larger: if 1 - q p is pure rounding error, no digit of the weight is correct.
     deviation, offset = rng.choice((0.0, 0.1, 3.0)), rng.choice((0.0, -100.0, 1e3))
     turned = case.target.roll((rng.randint(0, high[0]), rng.randint(0, high[1])), (1, 2))
     return replace(
@@ -101,26 +101,26 @@ def draw_losses(rng: Random) -> _loss_inputs.Case:
 
 
 def draw_target_layout(rng: Random) -> Layout:
-    """The same for a target [N, H, W], whose values all stay."""
+    """Return a function that changes the memory layout of a target [N, H, W]."""
 
     def wider(target: Tensor) -> Tensor:
         n, h, w = target.shape
-        room = torch.full((n, h + 3, 2 * w), 77, dtype=target.dtype)
-        room[:, 2:-1, 1::2] = target
-        return room[:, 2:-1, 1::2]
+        storage = torch.full((n, h + 3, 2 * w), 77, dtype=target.dtype)
+        storage[:, 2:-1, 1::2] = target
+        return storage[:, 2:-1, 1::2]
 
     return rng.choice((Tensor.contiguous, lambda target: target.mT.contiguous().mT, wider))
 
 
 def draw_upsample_argmax(rng: Random) -> tuple[Tensor, tuple[int, int]]:
-    """Arguments of upsample_argmax, logits in float64 and contiguous."""
+    """Return arguments of upsample_argmax; logits are float64 and contiguous."""
     n, classes = rng.randint(0, 3), rng.choice((1, 2, 3, 21, 255, 256))
     low, size = rng.choice(LOW), rng.choice(HIGH)
     logits = draw_tensor(rng, n, classes, *low) * rng.choice((0.0, 1.0, 1e4))
     match rng.choice(("normal", "whole numbers", "infinite")):
         case "whole numbers":  # ties
             logits = logits.round()
-        case "infinite":  # where nothing is blended: 0 times infinity is NaN
+        case "infinite":  # without interpolation, since 0 times infinity is NaN
             size = low
             logits[draw_tensor(rng, *logits.shape) > 1] = rng.choice((math.inf, -math.inf))
             logits[draw_tensor(rng, *logits.shape) > 2] = math.nan

@@ -1,4 +1,4 @@
-"""What the tests of blpseg_ops share."""
+"""Fixtures of the tests of blpseg_ops."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ DATA = Path(__file__).parent.parent / "data"
 
 
 def load_golden(name: str) -> dict[str, Any]:
-    """A golden file: floating arrays as float64 tensors, others as they are, scalars as numbers."""
+    """Load a golden file: floating-point arrays as float64 tensors, scalars as numbers."""
     golden: dict[str, Any] = {}
     with np.load(DATA / f"{name}.npz") as archive:
         for key, array in archive.items():
@@ -28,26 +28,26 @@ def load_golden(name: str) -> dict[str, Any]:
 
 @pytest.fixture(params=sorted(path.stem for path in DATA.glob("lam_*.npz")))
 def golden_lam(request: pytest.FixtureRequest) -> dict[str, Any]:
-    """Every golden file of lam in turn."""
+    """Return one golden file of lam; the test runs on each."""
     return load_golden(request.param)
 
 
 @pytest.fixture(params=sorted(path.stem for path in DATA.glob("loss_*.npz")))
 def golden_loss(request: pytest.FixtureRequest) -> dict[str, Any]:
-    """Every golden file of the losses in turn."""
+    """Return one golden file of the losses; the test runs on each."""
     return load_golden(request.param)
 
 
 @pytest.fixture
 def rng() -> torch.Generator:
-    """A seeded source of random numbers."""
+    """Return a seeded random number generator."""
     return torch.Generator().manual_seed(0)
 
 
 @pytest.fixture
 def restore_variant() -> Iterator[None]:
-    """Puts the variant of the CPU kernels back after the test."""
-    from blpseg_ops import _C  # not there without native code
+    """Restore the capability of the CPU kernels after the test."""
+    from blpseg_ops import _C  # missing without native code
 
     before = _C.cpu_capability()
     yield
@@ -56,7 +56,7 @@ def restore_variant() -> Iterator[None]:
 
 @pytest.fixture
 def restore_threads() -> Iterator[None]:
-    """Puts the number of threads back after the test."""
+    """Restore the number of threads after the test."""
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)

@@ -1,10 +1,10 @@
-"""Random calls of every operator, good and bad; for native code built with sanitizers.
+"""Call every operator at random, with valid and invalid arguments, under sanitizers.
 
-A third of the calls are those of ``test_properties.py``, and judged as there. The others take good
-arguments of an operator, or of its public function, and spoil some: they may be refused by an
-exception of the ordinary kinds, or give results of the shapes and dtypes that the operator
-promises. A call depends on the seed and its number alone, so that ``--only`` repeats it. How to
-build with sanitizers is in CONTRIBUTING.md::
+A third of the calls are checks of ``test_properties.py``. The others take valid arguments of an
+operator or of its public function, and spoil some. Such a call must raise one of the expected
+exceptions, or return the shapes and dtypes that the fake kernel computes. A call depends on the
+seed and its number alone, so ``--only`` repeats it. CONTRIBUTING.md says how to build with
+sanitizers::
 
     python -m tests.ops.fuzz --calls 100000 --seed 1
 """
@@ -31,11 +31,11 @@ import blpseg_ops
 from ._draws import DTYPES, draw_lam, draw_layout, draw_losses, draw_tensor, draw_upsample_argmax
 from .test_properties import check_lam, check_losses, check_upsample_argmax
 
-HANGS = 600  # seconds that 100 calls never take
+HANGS = 600  # seconds; if 100 calls take longer, one hangs
 CHECKS = (check_lam, *3 * (check_losses,), *2 * (check_upsample_argmax,))
 
-# What may be thrown at users, who can act on it, and by operators called past the checks. These
-# are Python's where an operator gets no tensor at all, and so goes to the reference.
+# Exceptions that public functions may raise, and that operators called without the checks may.
+# An operator that gets no tensor runs its fallback, which raises Python's own exceptions.
 PUBLIC = (TypeError, ValueError)
 RAW = (*PUBLIC, RuntimeError, IndexError, OverflowError, AttributeError)
 
@@ -51,7 +51,7 @@ class Call:
 
 
 def draw_operator(rng: Random) -> Call:
-    """One of torch.ops.blpseg with good arguments."""
+    """Return an operator of torch.ops.blpseg with valid arguments."""
     lay_out, dtype = draw_layout(rng), rng.choice(DTYPES)
     name = rng.choice(
         (
@@ -72,7 +72,7 @@ def draw_operator(rng: Random) -> Call:
         lam = draw_lam(rng).map(lay_out).to(dtype).map(lay_out)
         arguments = [lam.features, lam.values, *lam.params]
         if name == "lam_backward":
-            # Not forward's own results: backward must not rely on what it is given.
+            # Random, not forward's results: backward must not rely on them.
             output = draw_tensor(rng, *lam.values.shape).to(dtype)
             log_denominator = draw_tensor(rng, *lam.values[:, 0].shape).to(wide)
             inputs = [lam.grad_output, lam.features, lam.values, output, log_denominator]
@@ -106,7 +106,7 @@ def draw_operator(rng: Random) -> Call:
 
 
 def draw_function(rng: Random) -> Call:
-    """A public function with good arguments."""
+    """Return a public function with valid arguments."""
     call = draw_operator(rng)
     while call.name.endswith("_backward"):
         call = draw_operator(rng)
@@ -137,7 +137,7 @@ def draw_function(rng: Random) -> Call:
         ),
         "upsample_argmax": blpseg_ops.upsample_argmax,
     }[call.name]
-    # There may be no memory for a label map of the size that is asked for.
+    # A label map of the requested size may not fit into memory.
     refusals = (*PUBLIC, RuntimeError) if call.name == "upsample_argmax" else PUBLIC
     return Call(call.name, function, call.arguments, refusals)
 
@@ -146,11 +146,11 @@ def draw_function(rng: Random) -> Call:
 
 
 def spoil(rng: Random, argument: Any) -> Any:
-    """Something like an argument, and seldom good."""
+    """Return a similar argument that is rarely valid."""
     if isinstance(argument, Tensor):
         return spoil_tensor(rng, argument)
     if isinstance(argument, list):
-        odd = (0, -1, 1, 5, 2**44, 2**62, -(2**63))  # none that could be had, and takes hours
+        odd = (0, -1, 1, 5, 2**44, 2**62, -(2**63))  # none that fits into memory but takes hours
         return [rng.choice(odd) for _ in range(rng.choice((1, 2, 2, 2, 3)))]
     if isinstance(argument, float):
         odd_numbers = (0.0, -0.0, -1.0, 1e-300, 1e-20, 1e20, 1e300, -1e300, 50.0)
@@ -159,8 +159,8 @@ def spoil(rng: Random, argument: Any) -> Any:
 
 
 def spoil_tensor(rng: Random, x: Tensor) -> Any:
-    """A tensor of another shape, dtype, layout or of odd values, or none at all."""
-    if x.is_sparse or x.is_meta:  # spoilt already
+    """Return a tensor of another shape, dtype or layout, or with odd values, or no tensor."""
+    if x.is_sparse or x.is_meta:  # already spoiled
         return x
     axis = rng.randrange(x.dim()) if x.dim() else None
     ways: list[Callable[[], Any]] = [
@@ -185,19 +185,19 @@ def spoil_tensor(rng: Random, x: Tensor) -> Any:
 
 
 def with_odd_values(rng: Random, x: Tensor) -> Tensor:
-    """Some numbers replaced, or all."""
+    """Return the tensor with some or all numbers replaced."""
     odd = x.clone()
-    share = rng.choice((0.05, 0.5, 1.0))
-    places = torch.rand(x.shape, generator=torch.Generator().manual_seed(rng.getrandbits(31)))
+    fraction = rng.choice((0.05, 0.5, 1.0))
+    draws = torch.rand(x.shape, generator=torch.Generator().manual_seed(rng.getrandbits(31)))
     if x.is_floating_point():
-        most = torch.finfo(x.dtype).max
-        value = rng.choice((0.0, math.nan, math.inf, -math.inf, most, -most, 1e-40, 1e4))
+        largest = torch.finfo(x.dtype).max
+        value = rng.choice((0.0, math.nan, math.inf, -math.inf, largest, -largest, 1e-40, 1e4))
     elif x.dtype in (torch.bool, torch.complex64):
         value = 0
     else:
         low, high = torch.iinfo(x.dtype).min, torch.iinfo(x.dtype).max
         value = rng.choice((low, high, high // 2 + 1, 0, 255 if high >= 255 else high))
-    odd[places < share] = value
+    odd[draws < fraction] = value
     return odd
 
 
@@ -205,7 +205,7 @@ def with_odd_values(rng: Random, x: Tensor) -> Tensor:
 
 
 def assert_as_promised(call: Call, results: Any) -> None:
-    """Assert that results have the shapes and dtypes that the fake kernel tells."""
+    """Assert that results have the shapes and dtypes that the fake kernel computes."""
     if any(isinstance(x, Tensor) and (x.is_meta or x.is_sparse) for x in call.arguments):
         return
     fakes = call.function(*(x.to("meta") if isinstance(x, Tensor) else x for x in call.arguments))
@@ -215,8 +215,8 @@ def assert_as_promised(call: Call, results: Any) -> None:
             assert (result.shape, result.dtype) == (fake.shape, fake.dtype)
 
 
-def run_spoilt(rng: Random, verbose: bool) -> str:
-    """One call with bad arguments; returns what came of it."""
+def run_spoiled(rng: Random, verbose: bool) -> str:
+    """Make one call with invalid arguments; return a word for the outcome."""
     call = rng.choice((draw_operator, draw_function))(rng)
     for _ in range(rng.choice((1, 1, 2))):
         i = rng.randrange(len(call.arguments))
@@ -226,7 +226,7 @@ def run_spoilt(rng: Random, verbose: bool) -> str:
     try:
         results = call.function(*call.arguments)
     except call.refusals as error:
-        # torch's own operators may say so of sparse tensors, which the references hand on to them.
+        # torch's own operators, which the fallbacks call, may fail so on sparse tensors.
         sparse = any(isinstance(x, Tensor) and x.is_sparse for x in call.arguments)
         assert sparse or "INTERNAL ASSERT" not in str(error)
         return f"{call.name}: refused"
@@ -235,7 +235,7 @@ def run_spoilt(rng: Random, verbose: bool) -> str:
 
 
 def describe(argument: Any) -> str:
-    """An argument in a word."""
+    """Return a short description of an argument."""
     if not isinstance(argument, Tensor):
         return repr(argument)
     kind = str(argument.dtype).removeprefix("torch.")
@@ -244,12 +244,12 @@ def describe(argument: Any) -> str:
 
 
 def run(seed: int, index: int, verbose: bool) -> str:
-    """Call number `index`; returns what came of it, or raises."""
+    """Make call number `index`; return a word for the outcome, or raise."""
     rng = Random(f"{seed}:{index}")
     if C is not None:
         C.set_cpu_capability(rng.choice(C.cpu_capabilities()))
     if rng.random() < 2 / 3:
-        return run_spoilt(rng, verbose)
+        return run_spoiled(rng, verbose)
     check = rng.choice(CHECKS)
     check(rng)
     return f"{check.__name__.removeprefix('check_')}: as the reference"
@@ -257,18 +257,18 @@ def run(seed: int, index: int, verbose: bool) -> str:
 
 try:
     from blpseg_ops import _C as C
-except ImportError:  # the references can be fuzzed as well
+except ImportError:  # without native code the fallbacks are fuzzed
     C = None
 
 
 def main() -> int:
-    """Run the calls; returns 1 if any went wrong."""
+    """Run the calls; return 1 if any failed."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--calls", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--first", type=int, default=0, help="number of the first call")
-    parser.add_argument("--only", type=int, help="make this call alone, and tell its arguments")
-    parser.add_argument("--verbose", action="store_true", help="tell each call before it is made")
+    parser.add_argument("--only", type=int, help="make this call alone and print its arguments")
+    parser.add_argument("--verbose", action="store_true", help="print each call before it is made")
     options = parser.parse_args()
     calls = range(options.first, options.first + options.calls)
     if options.only is not None:

@@ -1,4 +1,4 @@
-"""autocast on the CPU: what each op makes of narrow inputs, and where a region switches it off."""
+"""Autocast on the CPU: ops widen bfloat16 and float16 to float32 unless a region disables it."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_maps_are_taken_in_float32(name: str, dtype: torch.dtype) -> None:
 @every_op
 def test_a_disabled_region_leaves_dtypes_alone(name: str) -> None:
     function, maps = OPS[name][0], _maps(name, torch.bfloat16)
-    if name == "LocalAggregation":  # its embedding is float32, and so must be the logits
+    if name == "LocalAggregation":  # its embedding is float32, so the logits must be, too
         maps = _maps(name, torch.float32)
     with torch.autocast("cpu", torch.bfloat16), torch.autocast("cpu", enabled=False):
         inner = function(*maps)

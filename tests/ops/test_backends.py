@@ -1,4 +1,4 @@
-"""Choosing a backend, and what blpseg_ops says of itself with and without native code."""
+"""The choice of a backend, and what blpseg_ops reports with and without native code."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_a_missing_backend_is_named_with_the_ones_there() -> None:
         blpseg_ops.lam(f, f, backend="x")
 
 
-def test_the_report_tells_of_every_op() -> None:
+def test_the_report_lists_every_op() -> None:
     text = report()
     for op in backends.OPS:
         line = next(line for line in text.splitlines() if line.split()[:1] == [op])
@@ -90,7 +90,7 @@ def _run_copy(tmp_path: Path, report: dict[str, str | None] | None, program: str
 
 USE_TWICE = """
 import sys, warnings
-# An editable install's finder would look for what the copy lacks in the source tree.
+# The finder of an editable install would find missing modules of the copy in the source tree.
 sys.meta_path = [finder for finder in sys.meta_path if "Editable" not in str(finder)]
 import torch, blpseg_ops
 from blpseg_ops.__main__ import report
@@ -119,7 +119,7 @@ def test_without_native_code_it_works_and_says_why_once(
 ) -> None:
     printed = _run_copy(tmp_path, written, USE_TWICE)
     first_line, rest = printed.split("\n", 1)
-    assert first_line.startswith("1 blpseg_ops runs on its slow PyTorch reference, since its CPU")
+    assert first_line.startswith("1 blpseg_ops uses its slow PyTorch fallback because its CPU")
     assert cause in first_line
     assert "BLPSEG_NATIVE=1 pip install -v --force-reinstall --no-deps" in rest
     assert cause in rest.split("\nnative code\n")[1]

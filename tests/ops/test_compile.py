@@ -1,4 +1,4 @@
-"""torch.compile: one graph, forward and backward, for any batch size, with results as before."""
+"""torch.compile: one graph, forward and backward, for any batch size, with eager results."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ def _forget_compiled_graphs() -> Iterator[None]:
 
 
 def _inputs(n: int = 2, h: int = 5, w: int = 6) -> Inputs:
-    """Maps of a batch; images and labels are 4 times as large.
+    """Return maps of a batch; images and labels are 4 times as large.
 
-    No two axes that are unlike have the same size: torch.compile would take them for one.
+    Unrelated axes have different sizes, since torch.compile assumes that equal sizes stay equal.
     """
     rng = torch.Generator().manual_seed(n)
     target = torch.randint(0, K + 2, (n, 4 * h, 4 * w), generator=rng)
@@ -52,7 +52,7 @@ def _objective(x: Inputs, **options: Any) -> Tensor:
 
 
 def _labels(x: Inputs) -> Tensor:
-    """Of both ops without a gradient, as the target of one with."""
+    """Run both ops without a gradient; pseudo labels are the target of an op with one."""
     seg, target = x["seg"], x["target"]
     predicted = blpseg_ops.upsample_argmax(seg, target.shape[1:])
     pseudo = blpseg_ops.pseudo_labels(seg, target, x["present"], threshold=0.4)
@@ -60,7 +60,7 @@ def _labels(x: Inputs) -> Tensor:
 
 
 def _step(x: Inputs) -> Tensor:
-    """All of a training step."""
+    """Run a whole training step."""
     seg = blpseg_ops.lam(x["features"], x["seg"])
     return _objective({**x, "seg": seg}, class_present=x["present"], threshold=0.4)
 
@@ -82,14 +82,14 @@ every_function = pytest.mark.parametrize("function", FUNCTIONS.values(), ids=FUN
 
 
 def _compiled(function: Callable[[Inputs], Tensor], **options: Any) -> Callable[[Inputs], Tensor]:
-    """Compiled into one graph or not at all, without the backend that takes seconds."""
+    """Compile into one graph or raise; aot_eager saves the seconds that inductor takes."""
     return torch.compile(function, backend="aot_eager", fullgraph=True, **options)
 
 
 def _run(
     function: Callable[[Inputs], Tensor], inputs: Inputs, mark_dynamic: bool = False
 ) -> dict[str, Tensor]:
-    """The result, and the gradients of inputs and parameters."""
+    """Return the result and the gradients of inputs and parameters."""
     maps = {name: x for name, x in inputs.items() if x.is_floating_point() and name != "images"}
     leaves = {name: x.detach().requires_grad_() for name, x in maps.items()}
     parameters = dict(AGGREGATION.named_parameters())

@@ -1,4 +1,4 @@
-"""DDP and FSDP2 around a model with LocalAggregation: gradients and step of one process."""
+"""DDP and FSDP2: two processes have the gradients and the step of one."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Model(nn.Module):
     def forward(self, images, target):
         seg, annotation = (head(images) for head in self.heads)
         seg = self.aggregate(images, seg)
-        # A mean over images, so that the mean of two processes' gradients is that of one's.
+        # A mean over images: the mean of two processes' gradients is the gradient of one process.
         return sum(
             self.loss(s, a.detach(), t) + annotation_loss(a, t)
             for s, a, t in zip(seg.split(1), annotation.split(1), target.split(1))
@@ -74,7 +74,7 @@ for grad, wanted in zip(grads, expected):
     torch.testing.assert_close(grad, wanted, rtol=1e-4, atol=1e-6)
 dist.destroy_process_group()
 print("done", flush=True)
-# FSDP2 keeps the group, so gloo's threads live on; one that lets go of a tensor while Python shuts
+# FSDP2 keeps the group, so gloo's threads live on. A thread that frees a tensor while Python shuts
 # down aborts the process (with torch 2.13, a program of collectives alone: 33 of 60 runs).
 os._exit(0)
 """

@@ -1,4 +1,4 @@
-"""Every public name has an example in its docstring, and what the examples print is true."""
+"""Every public name has an example in its docstring that prints what it says."""
 
 from __future__ import annotations
 

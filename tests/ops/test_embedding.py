@@ -1,4 +1,4 @@
-"""LocalAggregation's embedding is float32-grade on chips that multiply in TF32, and capturable."""
+"""LocalAggregation's embedding has float32 accuracy on TF32 chips, and CUDA graphs capture it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def tf32(x: Tensor) -> Tensor:
 
 
 class Tf32Chip(TorchDispatchMode):
-    """A GPU whose switches allow TF32: float32 operands of products are rounded; records names."""
+    """Imitate a GPU that allows TF32: round float32 operands of products; record operators."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -47,27 +47,27 @@ class Tf32Chip(TorchDispatchMode):
 
 @pytest.fixture
 def high_precision_off() -> Iterator[None]:
-    """torch.set_float32_matmul_precision("high") for the test."""
+    """Set torch.set_float32_matmul_precision("high") for the test."""
     torch.set_float32_matmul_precision("high")
     yield
     torch.set_float32_matmul_precision("highest")
 
 
 def smooth_images(n: int, height: int, width: int) -> Tensor:
-    """Images whose near pixels look alike, as in photos, so that LAM's gradients are not noise."""
+    """Return images whose near pixels look alike; with white noise, LAM's gradients are noise."""
     waves = F.interpolate(randn(n, 3, 4, 5), (height, width), mode="bicubic")
     return waves + 0.05 * randn(n, 3, height, width, seed=1)
 
 
 def step(module: LocalAggregation, images: Tensor, logits: Tensor) -> list[Tensor]:
-    """Output and gradients of a training step."""
+    """Return output and gradients of a training step."""
     output = module(images, logits)
     grads = torch.autograd.grad(output.square().sum(), list(module.parameters()))
     return [output.detach(), *grads]
 
 
 def largest_error(results: list[Tensor], expected: list[Tensor]) -> float:
-    """The largest error, relative to the largest number of each tensor."""
+    """Return the largest error, relative to the largest number of each tensor."""
     return max(
         ((result - wanted).abs().max() / wanted.abs().max()).item()
         for result, wanted in zip(results, expected, strict=True)
@@ -75,7 +75,7 @@ def largest_error(results: list[Tensor], expected: list[Tensor]) -> float:
 
 
 def in_both_precisions(project: bool) -> tuple[LocalAggregation, list[Tensor], list[Tensor]]:
-    """A module, float32 inputs, and the truth in float64."""
+    """Return a module, float32 inputs, and the expected results in float64."""
     torch.manual_seed(0)
     module = LocalAggregation(dim=96, sigma=3.0)
     module._should_project = lambda: project  # type: ignore[method-assign]
@@ -108,16 +108,16 @@ def test_a_convolution_is_not_good_enough(
 def test_scores_of_fallback_and_reference_are_not_rounded(
     monkeypatch: pytest.MonkeyPatch, high_precision_off: None, guarded: bool
 ) -> None:
-    if not guarded:  # the same without the guard fails: the chip matters
+    if not guarded:  # negative control: without the guard the results are wrong
         monkeypatch.setattr(_precision, "_may_round_operands", lambda device_type: False)
     f, v = 5 + 0.05 * randn(1, 20, 6, 7), randn(1, 3, 6, 7, seed=1)  # scores of 500
-    numbers = (2.0, 0.0, 1.0)
-    saved = lam_forward(f, v, *numbers)
-    expected = [reference.lam(f, v, 2.0), saved[0], *lam_backward(v, f, v, *saved, *numbers)]
+    params = (2.0, 0.0, 1.0)
+    saved = lam_forward(f, v, *params)
+    expected = [reference.lam(f, v, 2.0), saved[0], *lam_backward(v, f, v, *saved, *params)]
     with Tf32Chip():
         f, v = f.float(), v.float()
-        saved = lam_forward(f, v, *numbers)
-        results = [reference.lam(f, v, 2.0), saved[0], *lam_backward(v, f, v, *saved, *numbers)]
+        saved = lam_forward(f, v, *params)
+        results = [reference.lam(f, v, 2.0), saved[0], *lam_backward(v, f, v, *saved, *params)]
     assert (largest_error(results, expected) < 1e-3) == guarded
 
 
@@ -127,7 +127,7 @@ def test_a_captured_step_needs_no_solver() -> None:
         step(module, *inputs)
     solvers = {name for name in chip.called if name.startswith(("linalg", "_linalg", "geqrf"))}
     assert solvers <= {"linalg_vector_norm"}  # a reduction
-    # Reading a number of the device would end a capture, too.
+    # Reading a number back from the device would end a capture, too.
     assert not chip.called & {"_local_scalar_dense", "item", "nonzero"}
 
 

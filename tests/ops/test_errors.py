@@ -1,4 +1,4 @@
-"""Bad input: each is refused, by every backend, with a text that names argument, wish and fact."""
+"""Bad inputs: every backend raises, naming the argument, what it must be, and what came."""
 
 from __future__ import annotations
 
@@ -554,42 +554,42 @@ def test_refused_otherwise(make: Callable[[], Any], error: type[Exception], text
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "errors.md"
-HEAD = """# What is refused, and in what words
+HEAD = """# Error texts
 
 Each text names the op, the argument, what was expected and what came. It is the same on every
-backend. Below is one example of each kind for each op. `tests/ops/test_errors.py` raises and
-compares every one, and holds that no `raise` of `blpseg_ops` is missing here; `python
-tests/ops/test_errors.py` writes this page.
+backend. This page has one example of each kind per op. `tests/ops/test_errors.py` raises each of
+them and fails if a `raise` of `blpseg_ops` is missing here. `python tests/ops/test_errors.py`
+writes this page.
 
-Values of a target are looked at on the CPU always, on a GPU under
-`blpseg_ops.checked_targets()`; without it they meet a device assertion, as in torch's
+On the CPU the values of targets are always checked. On a GPU they are checked under
+`blpseg_ops.checked_targets()`; otherwise a wrong value is a device assertion, as in torch's
 `cross_entropy`.
 """
 
 
 def page() -> str:
-    """docs/errors.md: a table an op, in the order of the cases."""
+    """Return docs/errors.md: a table per op, in the order of the cases."""
     tables: dict[str, list[str]] = {}
     for *_, error, text in (*CASES, *OTHERS):
         op, argument = re.match(r"(\w+)(?:: (\w+) must)?", text).groups()
         what = f"`{argument}`" if argument else "transforms"
         tables.setdefault(op, []).append(f"| {what} | `{error.__name__}` | `{text}` |")
-    rule = "| of what | exception | text |\n|---|---|---|\n"
+    rule = "| argument | exception | text |\n|---|---|---|\n"
     return HEAD + "".join(
         f"\n## {op}\n\n{rule}" + "\n".join(dict.fromkeys(rows)) + "\n"
         for op, rows in tables.items()
     )
 
 
-@pytest.mark.skipif(not PAGE.parent.exists(), reason="docs/ lies beside tests/ in a checkout alone")
-def test_the_page_tells_the_same() -> None:
-    assert PAGE.read_text() == page(), "python tests/ops/test_errors.py writes docs/errors.md anew"
+@pytest.mark.skipif(not PAGE.parent.exists(), reason="docs/ exists in a checkout only")
+def test_the_page_is_up_to_date() -> None:
+    assert PAGE.read_text() == page(), "python tests/ops/test_errors.py writes docs/errors.md"
 
 
 def test_no_raise_is_left_out() -> None:
     """Each `raise` of the checks, the ops and the modules is in some case's traceback.
 
-    But for `raise` alone and `from None`, which pass on what is raised elsewhere.
+    A bare `raise` and `from None` are exempt, since they pass on an error raised elsewhere.
     """
     package = Path(blpseg_ops.__file__).parent
     files = [package / f"{name}.py" for name in ("_checks", "_targets", "backends", "modules")]
@@ -636,27 +636,27 @@ CHECKED: list[tuple[Callable[..., Any], Callable[[torch.Tensor], tuple[Any, ...]
 
 
 @pytest.mark.parametrize(("op", "arguments"), CHECKED)
-def test_checked_targets_look_before_dispatch(
+def test_checked_targets_check_before_dispatch(
     monkeypatch: pytest.MonkeyPatch,
     op: Callable[..., Any],
     arguments: Callable[[torch.Tensor], tuple[Any, ...]],
 ) -> None:
-    """As on a device, where the kernel does not say what is wrong."""
+    """As on a GPU, where the kernel cannot name the wrong value."""
 
     def dispatched(*_: Any) -> None:
-        raise AssertionError("the target was not looked at")
+        raise AssertionError("the target was not checked")
 
     module = sys.modules[f"blpseg_ops.ops.{op.__name__}"]
     monkeypatch.setattr(module, f"{op.__name__}_op", dispatched)
     text = f"^{op.__name__}: target must hold .*, got 77$"
     wrong = arguments(_with(T, 77))
-    with pytest.raises(AssertionError, match="not looked at"):
+    with pytest.raises(AssertionError, match="not checked"):
         op(*wrong)
     with blpseg_ops.checked_targets(), pytest.raises(ValueError, match=text):
         op(*wrong)
     with pytest.raises(ValueError, match=text):
         blpseg_ops.checked_targets()(op)(*wrong)
-    with pytest.raises(AssertionError, match="not looked at"):
+    with pytest.raises(AssertionError, match="not checked"):
         op(*wrong)
 
 

@@ -1,4 +1,4 @@
-"""Exported programs, and ONNX graphs of standard operators."""
+"""Exported programs, their decomposition into standard operators, and ONNX graphs."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ from ._common import randn
 
 
 class Segmenter(nn.Module):
-    """Logits at a quarter of the size, through LAM, and the labels of every pixel."""
+    """Return logits at stride 4 after LAM, and the label of every pixel."""
 
-    def __init__(self, **numbers: Any) -> None:
+    def __init__(self, **params: Any) -> None:
         super().__init__()
         self.net = nn.Conv2d(3, 5, 4, stride=4)
-        self.lam = blpseg_ops.LocalAggregation(dim=32, **numbers)
+        self.lam = blpseg_ops.LocalAggregation(dim=32, **params)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         logits = self.lam(images, self.net(nn.functional.pad(images, (0, 3, 0, 3))))
         return logits, blpseg_ops.upsample_argmax(logits, images.shape[2:])
 
 
-def segmenter(**numbers: Any) -> Segmenter:
+def segmenter(**params: Any) -> Segmenter:
     torch.manual_seed(0)
-    return Segmenter(**numbers).eval().requires_grad_(False)
+    return Segmenter(**params).eval().requires_grad_(False)
 
 
 def images(*shape: int) -> Tensor:
     return randn(*shape, seed=len(shape)).float()
 
 
-NUMBERS = [{"eps": 0.0}, {"eps": 1e-7}, {"eps": 1e-2, "radius": 3, "sigma": 2.0}]
+PARAMS = [{"eps": 0.0}, {"eps": 1e-7}, {"eps": 1e-2, "radius": 3, "sigma": 2.0}]
 SIZES = {
     "static": (None, [(2, 3, 40, 52)]),
     "any batch": (({0: Dim("batch")},), [(2, 3, 40, 52), (5, 3, 40, 52)]),
@@ -64,17 +64,19 @@ def test_exported_programs_hold_one_operator_and_survive_saving(sizes: str) -> N
         torch.testing.assert_close(again(images(*shape)), model(images(*shape)), rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("numbers", NUMBERS, ids=str)
+@pytest.mark.parametrize("params", PARAMS, ids=str)
 @pytest.mark.parametrize("sizes", SIZES)
-def test_decomposed_programs_compute_the_same(sizes: str, numbers: dict[str, Any]) -> None:
-    model = segmenter(**numbers)
+def test_decomposed_programs_compute_the_same(sizes: str, params: dict[str, Any]) -> None:
+    model = segmenter(**params)
     program = exported(model, sizes).run_decompositions(blpseg_ops.decompositions())
     assert not any("blpseg" in str(node.target) for node in program.graph.nodes)
     for shape in SIZES[sizes][1]:
         logits, labels = program.module()(images(*shape))
         expected, expected_labels = model(images(*shape))
         torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-5)
-        assert (labels != expected_labels).float().mean() < 1e-3  # where two logits are alike
+        assert (
+            labels != expected_labels
+        ).float().mean() < 1e-3  # where two logits are nearly equal
 
 
 def test_training_steps_decompose() -> None:
@@ -103,15 +105,15 @@ def test_training_steps_decompose() -> None:
     torch.testing.assert_close(plain.module()(*arguments), expected)
 
 
-@pytest.mark.parametrize("numbers", NUMBERS, ids=str)
+@pytest.mark.parametrize("params", PARAMS, ids=str)
 @pytest.mark.parametrize("sizes", SIZES)
-def test_onnx(sizes: str, numbers: dict[str, Any]) -> None:
+def test_onnx(sizes: str, params: dict[str, Any]) -> None:
     onnx = pytest.importorskip("onnx")
     runtime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
-    model = segmenter(**numbers)
+    model = segmenter(**params)
     with torch.no_grad():
-        model.lam.conv.weight *= 5  # scores in the hundreds, whose exponentials overflow
+        model.lam.conv.weight *= 5  # scores of hundreds; their exponentials overflow
     scores = model.lam.embed(images(*SIZES[sizes][1][0])).square().sum(1)
     assert scores.max() > 200
     program = exported(model, sizes).run_decompositions(blpseg_ops.decompositions())

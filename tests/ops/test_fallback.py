@@ -1,4 +1,4 @@
-"""The fallback computes what the reference defines, and the gradients that autograd finds there."""
+"""The fallback equals the reference; its gradient formulas equal autograd on the reference."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ close = partial(torch.testing.assert_close, rtol=1e-11, atol=1e-12)
 def by_autograd(
     function: Callable[..., Tensor], inputs: tuple[Tensor, ...], upstream: Tensor
 ) -> tuple[Tensor, ...]:
-    """The output of a reference, and its gradients."""
+    """Return the output of a reference and its gradients by autograd."""
     leaves = [x.clone().requires_grad_() for x in inputs]
     output = function(*leaves)
     return output.detach(), *torch.autograd.grad(output, leaves, upstream)
@@ -48,9 +48,9 @@ def test_lam(
     features, values, upstream = (randn(n, c, h, w, seed=c) for c in (5, 3, 3))
     function = partial(reference.lam, sigma=1.7, radius=radius, eps=eps, scale=0.8)
     expected = by_autograd(function, (features, values), upstream)
-    numbers = (1.7, eps, 0.8, radius)
-    output, log_denominator = lam_forward(features, values, *numbers)
-    grads = lam_backward(upstream, features, values, output, log_denominator, *numbers)
+    params = (1.7, eps, 0.8, radius)
+    output, log_denominator = lam_forward(features, values, *params)
+    grads = lam_backward(upstream, features, values, output, log_denominator, *params)
     close((output, *grads), expected)
 
 
@@ -67,7 +67,7 @@ LOSS_SIZES = pytest.mark.parametrize("size", [(9, 13), (5, 6), (3, 2)], ids=["up
 
 
 def loss_inputs(size: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Logits, a target with every kind of value and an image without labels, and the classes."""
+    """Return logits, a target with all kinds of values (the last image unlabeled), and classes."""
     rng = torch.Generator().manual_seed(0)
     target = torch.randint(0, K + 2, (N, *size), generator=rng)
     target = target.where(target <= K, 255)

@@ -1,4 +1,4 @@
-"""torch.func's transforms, torch.vmap, and derivatives that the ops do not have."""
+"""torch.func's transforms, torch.vmap, and derivatives that the ops refuse."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ BATCH, N, K, LOW, HIGH = 3, 2, 3, (4, 5), (9, 11)
 
 
 class Op(NamedTuple):
-    """A differentiable op of logits, features or values; the other inputs are fixed."""
+    """A differentiable op as a function of its maps; its other inputs are fixed."""
 
     function: Callable[..., Tensor]
-    inputs: tuple[Tensor, ...]  # [BATCH, N, ...], all to be differentiated
+    inputs: tuple[Tensor, ...]  # [BATCH, N, ...], all differentiated
 
 
 def _target() -> Tensor:  # [BATCH, N, H, W]
@@ -61,7 +61,7 @@ every_op = pytest.mark.parametrize("op", OPS.values(), ids=OPS)
 
 
 def _one_by_one(function: Callable[..., Any], *inputs: Tensor) -> tuple[Tensor, ...]:
-    """What vmap stands for."""
+    """Return what vmap must equal: a loop over the entries."""
     rows = [function(*entry) for entry in zip(*inputs, strict=True)]
     if isinstance(rows[0], Tensor):
         return (torch.stack(rows),)
@@ -257,7 +257,7 @@ def test_second_derivatives_are_refused(op: Op, how: str) -> None:
         TWICE[how](*_of_first(op))
 
 
-def test_the_reference_has_both() -> None:
+def test_the_reference_supports_both() -> None:
     x = MAPS[K][0]
 
     def function(x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Every golden file, to 1e-10 in float64: values and gradients, on the op and on its reference."""
+"""Ops and references equal every golden file to 1e-10 in float64, values and gradients."""
 
 from __future__ import annotations
 

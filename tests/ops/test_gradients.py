@@ -1,4 +1,4 @@
-"""Gradients: gradcheck on the ops' own formulas, and against autograd of the references."""
+"""Gradients of the ops: gradcheck, and comparison with autograd on the reference."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def _randn(rng: torch.Generator, *shape: int) -> Tensor:
 
 
 def _target(rng: torch.Generator, n: int, classes: int, h: int, w: int) -> Tensor:
-    """Classes, unlabelled and ignored pixels, and a last image without any label."""
+    """Return a target with classes, unlabeled and ignored pixels; the last image has no label."""
     target = torch.randint(0, classes + 2, (n, h, w), generator=rng)
     target[target == classes + 1] = 255
     target[-1] = classes
@@ -178,7 +178,7 @@ def test_large_logits_stay_finite(rng: torch.Generator) -> None:
     assert annotation.grad.isfinite().all()
 
 
-def test_lam_with_scores_beyond_the_exponential_s_range(rng: torch.Generator) -> None:
+def test_lam_with_scores_whose_exponentials_overflow(rng: torch.Generator) -> None:
     features = 40 * torch.randn(1, 8, 5, 5, generator=rng)  # scores near 1e4
     values = torch.randn(1, 2, 5, 5, generator=rng)
     narrow = blpseg_ops.lam(features, values, eps=1e-7)
@@ -204,7 +204,7 @@ def test_double_backward_of_the_objective_is_refused(rng: torch.Generator) -> No
         (grads[0].sum() + grads[1].sum()).backward()
 
 
-def test_the_reference_has_higher_derivatives(rng: torch.Generator) -> None:
+def test_the_reference_supports_higher_derivatives(rng: torch.Generator) -> None:
     features = _randn(rng, 1, 2, 2, 2).requires_grad_()
     op = partial(blpseg_ops.lam, eps=0.1, backend="reference")
     assert torch.autograd.gradgradcheck(lambda f: op(f, f), (features,))

@@ -1,4 +1,4 @@
-"""blpseg_ops needs torch and the standard library, nothing else (Triton where it is there)."""
+"""blpseg_ops imports torch, the standard library and, if installed, Triton; nothing else."""
 
 from __future__ import annotations
 

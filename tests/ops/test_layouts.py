@@ -1,7 +1,7 @@
-"""What inputs look like in memory: views, aliases, nothing at all; and what results look like.
+"""Memory layouts of inputs and results: views, aliases, empty batches.
 
-Values for inputs of every layout are compared where the kernels are tested; here it is the rule
-that results that are shaped like an input have the strides that torch.empty_like gives them.
+A result shaped like an input has the strides of torch.empty_like(input). The tests of the kernels
+compare values for every layout.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ PRESENT = torch.rand(N, K, generator=torch.Generator().manual_seed(1)) < 0.7
 
 
 class Op(NamedTuple):
-    """A public function: inputs that are maps, and the results among them and the labels."""
+    """A public function as a function of maps, target and class_present."""
 
-    run: Callable[..., Any]  # of maps and target and class_present; backend=
-    channels: tuple[int, ...]  # of each map
-    trained: tuple[int, ...]  # which of the maps get a gradient
+    run: Callable[..., Any]  # (*maps, target, class_present, backend=)
+    channels: tuple[int, ...]  # per map
+    trained: tuple[int, ...]  # indices of the maps that get a gradient
 
 
 OPS: dict[str, Op] = {
@@ -83,7 +83,7 @@ def _gradients(op: Op, maps: Sequence[Tensor], **options: Any) -> tuple[Tensor, 
 @every_layout
 @every_backend
 @pytest.mark.parametrize("name", ["lam", "lam, in a window"])
-def test_lam_s_output_is_laid_out_as_values(name: str, layout: str, backend: str) -> None:
+def test_lam_output_is_laid_out_as_values(name: str, layout: str, backend: str) -> None:
     features, values = _maps(OPS[name], layout)
     output = OPS[name].run(features, values, None, None, backend=backend)
     assert output.stride() == torch.empty_like(values).stride()
@@ -111,11 +111,11 @@ def test_gradients_are_laid_out_as_inputs(op: Op, layout: str, fake: bool) -> No
 @pytest.mark.parametrize("layout", ["contiguous", "transposed", "channels_last", "reversed order"])
 @differentiable
 def test_the_references_gradients_are_laid_out_as_inputs(op: Op, layout: str) -> None:
-    """The formulas that run on devices without a kernel; torch's autograd does as it likes."""
+    """Autograd gives the gradient of a leaf the layout of the leaf."""
     maps = _maps(op, layout)
     leaves = [x.detach().requires_grad_() for x in maps]
     op.run(*leaves, TARGET, PRESENT, backend="reference").sum().backward()
-    for i in op.trained:  # torch's rule for leaves
+    for i in op.trained:
         assert leaves[i].grad.stride() == maps[i].stride()
 
 
@@ -166,7 +166,7 @@ def test_views(op: Op, view: str, backend: str) -> None:
 @every_backend
 @pytest.mark.parametrize("view", [*VIEWS, "expanded"])
 def test_gradients_through_views(op: Op, view: str, backend: str) -> None:
-    """Of what the views are made of: autograd adds up what the op gives to each of the places."""
+    """Autograd adds the op's gradients of all elements of a view that share memory."""
     function = VIEWS.get(view, lambda x: x[:1, :, :, :1].expand(N, -1, -1, LOW[1]))
     maps = [x.requires_grad_() for x in _maps(op)]
     views = list(map(function, maps))
@@ -195,7 +195,7 @@ def test_inputs_that_are_one_tensor(backend: str) -> None:
 @every_backend
 @pytest.mark.parametrize("name", ["lam", "blp_objective"])
 def test_inputs_that_are_parts_of_one_tensor(name: str, backend: str) -> None:
-    """As from a network with one head for both logits."""
+    """Both inputs are slices of one tensor, as from a network with one head for both logits."""
     op = OPS[name]
     head = randn(N, sum(op.channels), *LOW).requires_grad_()
     parts = head.split(op.channels, 1)

@@ -1,4 +1,4 @@
-"""LocalAggregation and BLPLoss, and how the ops treat dtypes."""
+"""LocalAggregation and BLPLoss, and the dtypes that ops accept and return."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from blpseg_ops import BLPLoss, LocalAggregation
 
 
 def _lam_pixel_by_pixel(features: Tensor, values: Tensor, sigma: float, eps: float) -> Tensor:
-    """The definition, as literally as it can be written; small maps only."""
+    """Compute LAM's definition with loops over pixel pairs; for small maps."""
     _, _, h, w = features.shape
     pixels = [(y, x) for y in range(h) for x in range(w)]
     output = torch.zeros_like(values)
@@ -33,7 +33,7 @@ def _lam_pixel_by_pixel(features: Tensor, values: Tensor, sigma: float, eps: flo
 
 @pytest.mark.parametrize("eps", [0.0, 0.05])
 @pytest.mark.parametrize("backend", ["auto", "reference"])
-@pytest.mark.parametrize("block", [2**24, 1], ids=["one block", "a block a pixel"])
+@pytest.mark.parametrize("block", [2**24, 1], ids=["one block", "one block per pixel"])
 def test_lam_is_its_definition(
     rng: torch.Generator, monkeypatch: pytest.MonkeyPatch, eps: float, backend: str, block: int
 ) -> None:
@@ -52,7 +52,7 @@ def test_local_aggregation_embeds_padded_patches(rng: torch.Generator) -> None:
     features = module.embed(images)
     assert features.shape == (2, 6, 3, 4)
 
-    # The last patch by hand: one row of the image is left for it, the rest is zero padding.
+    # The last patch by hand: one row comes from the image, the rest is zero padding.
     patch = torch.zeros(3, 4, 4, dtype=torch.float64)
     patch[:, :1, :2] = images[1, :, 8:, 12:]
     projected = (module.proj.weight * patch).sum((1, 2, 3)) + module.proj.bias
@@ -99,7 +99,7 @@ def test_local_aggregation_trains_its_embedding(rng: torch.Generator) -> None:
 @pytest.mark.parametrize("dim", [256, 70])
 def test_coordinates_stand_for_the_embedding(dim: int, rng: torch.Generator) -> None:
     module = LocalAggregation(dim=dim, sigma=1.5, eps=1e-3, scale=0.05).double()
-    with torch.no_grad():  # as after training: no gain of 1, no bias of 0
+    with torch.no_grad():  # as after training: gains differ from 1, biases from 0
         for parameter in (*module.norm.parameters(), module.proj.bias, module.conv.bias):
             parameter += 0.3 * torch.randn(parameter.shape, generator=rng, dtype=torch.float64)
     images = torch.randn(2, 3, 17, 30, generator=rng, dtype=torch.float64)
@@ -123,7 +123,7 @@ def test_coordinates_stand_for_the_embedding(dim: int, rng: torch.Generator) -> 
         assert error < 1e-11, name
 
 
-def test_where_they_gain_coordinates_are_what_lam_gets(
+def test_lam_gets_coordinates_if_the_module_should_project(
     rng: torch.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     module = LocalAggregation(dim=128, sigma=1.5).double()
@@ -138,7 +138,7 @@ def test_where_they_gain_coordinates_are_what_lam_gets(
 def test_coordinates_of_a_degenerate_embedding(rng: torch.Generator) -> None:
     module = LocalAggregation(dim=128).double()
     with torch.no_grad():
-        module.proj.weight[:, 1] = module.proj.weight[:, 0]  # two colours are one
+        module.proj.weight[:, 1] = module.proj.weight[:, 0]  # two colors are equal
         for bias in (module.proj.bias, module.conv.bias, module.norm.bias):
             bias.zero_()
     images = torch.randn(1, 3, 12, 12, generator=rng, dtype=torch.float64)
@@ -146,7 +146,7 @@ def test_coordinates_of_a_degenerate_embedding(rng: torch.Generator) -> None:
     torch.testing.assert_close(*squares, rtol=1e-11, atol=0)
 
 
-def test_modules_print_their_numbers() -> None:
+def test_modules_print_their_settings() -> None:
     assert "sigma=2.5" in repr(LocalAggregation(dim=4, sigma=2.5))
     assert "gamma=2.0" in repr(BLPLoss())
 

@@ -1,8 +1,8 @@
-"""What holds for every op on whatever inputs it may be given: hypothesis draws them.
+"""Properties of every op on inputs that hypothesis draws.
 
-An op is judged by the float64 reference, with no tolerance but those of the judges in
-``_lam_inputs.py`` and ``_loss_inputs.py``. The same examples are drawn each time: exploring is the
-work of ``fuzz.py``, which runs the same checks.
+Results are compared with the float64 reference, within the error budgets of ``_lam_inputs.py`` and
+``_loss_inputs.py``. The examples are the same in each run; ``fuzz.py`` runs the same checks on new
+ones.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ hypothesis = pytest.importorskip("hypothesis")
 
 
 def drawn(examples: int) -> Callable[[Callable[[Random], None]], Callable[[], None]]:
-    """Make a test of a function that draws its inputs itself."""
+    """Turn a function that draws its own inputs into a test."""
 
     def decorate(check: Callable[[Random], None]) -> Callable[[], None]:
         settings = hypothesis.settings(
@@ -55,10 +55,10 @@ def drawn(examples: int) -> Callable[[Callable[[Random], None]], Callable[[], No
 
 
 class LamErrorBudget(_lam_inputs.ErrorBudget):
-    """For any draw, not for chosen ones.
+    """The error budget of LAM for arbitrary draws.
 
-    An error is measured by the terms of the sums, since these may cancel wholly, and may be four
-    times as large: with few pixels the plain formulation's own is luck.
+    Errors are relative to the terms of the sums, since sums may cancel to 0. The budget is four
+    times as large, since with few pixels the plain formulation's own error is luck.
     """
 
     def __init__(self, case: _lam_inputs.Case) -> None:
@@ -86,7 +86,7 @@ class LossJudge(_loss_inputs.Judge):
 
 
 def check_lam(rng: Random) -> None:
-    """Forward and backward, any dtype and layout."""
+    """Check lam forward and backward, any dtype and layout."""
     lay_out, dtype = draw_layout(rng), rng.choice(DTYPES)
     case = draw_lam(rng).map(lay_out).to(torch.float32).to(dtype).map(lay_out)
     results = _lam_inputs.run_kernel(case)
@@ -96,7 +96,7 @@ def check_lam(rng: Random) -> None:
         if case.values.numel():
             LamErrorBudget(case).check(results)
         return
-    # Narrow inputs are widened, and results rounded, once each.
+    # Inputs narrower than float32 are widened once, and results rounded once.
     wide = case.to(torch.float32)
     output, log_denominator = torch.ops.blpseg.lam(wide.features, wide.values, *wide.params)
     assert torch.equal(results.output, output.to(dtype))
@@ -114,7 +114,7 @@ def check_lam(rng: Random) -> None:
 
 
 def check_losses(rng: Random) -> None:
-    """All losses and pseudo labels, each by its op and all in one, any dtype and layout."""
+    """Check losses and pseudo labels, each by its op or all in one, any dtype and layout."""
     lay_out, dtype = draw_layout(rng), rng.choice(DTYPES)
     run, self_training = rng.choice(_loss_inputs.RUNS), rng.random() < 0.5
     case = draw_losses(rng).map(lay_out).to(torch.float32).to(dtype).map(lay_out)
@@ -135,7 +135,7 @@ def check_losses(rng: Random) -> None:
 
 
 def check_upsample_argmax(rng: Random) -> None:
-    """A largest logit's class; the lowest class where resizing leaves the logits as they are."""
+    """Check that labels are a class of the largest logit; without resizing, the lowest one."""
     lay_out, dtype = draw_layout(rng), rng.choice(DTYPES)
     logits, size = draw_upsample_argmax(rng)
     logits = lay_out(lay_out(logits).to(dtype))
@@ -145,8 +145,8 @@ def check_upsample_argmax(rng: Random) -> None:
     if size == logits.shape[2:]:
         assert torch.equal(labels.long(), logits.argmax(1))
         return
-    # Between classes whose blends differ by rounding alone, either may win. A blend's rounding is
-    # that of its sum and of where it falls between the logits, which grows with their number.
+    # If two resized logits differ by rounding alone, either class may win. The rounding comes from
+    # the sum and from the position between the logits, which grows with the image size.
     wide = upsample(logits.double(), size)
     chosen = wide.gather(1, labels.long()[:, None])[:, 0]
     rounding = (2**-53 if dtype == torch.float64 else 2**-24) * (16 + 2 * max(logits.shape[2:]))
@@ -179,7 +179,7 @@ def test_lam_stays_within_the_values(rng: Random) -> None:
     case = draw_lam(rng)
     low, high = (edge((2, 3), keepdim=True) for edge in (case.values.amin, case.values.amax))
     slack = 1e-12 * case.values.abs().amax((1, 2, 3), keepdim=True)
-    if case.eps > 0:  # a share of the weight is given to 0
+    if case.eps > 0:  # eps moves the mean towards 0
         low, high = low.clamp(max=0), high.clamp(min=0)
     output = _lam(case)
     assert ((low - slack <= output) & (output <= high + slack)).all()
@@ -241,11 +241,11 @@ def test_classes_have_no_order(rng: Random) -> None:
 def test_gamma_0_is_the_partial_cross_entropy(rng: Random) -> None:
     case = replace(draw_losses(rng), gamma=0.0)
     k = case.classes
-    labelled = (case.target >= 0) & (case.target < k)
-    target = case.target.long().where(labelled, -100)
+    labeled = (case.target >= 0) & (case.target < k)
+    target = case.target.long().where(labeled, -100)
     resized = upsample(case.seg_logits, case.target.shape[1:])
     sums = F.cross_entropy(resized, target, reduction="none").sum((1, 2))
-    expected = (sums / (labelled.sum((1, 2)).double() + 1e-7)).sum() / max(len(sums), 1)
+    expected = (sums / (labeled.sum((1, 2)).double() + 1e-7)).sum() / max(len(sums), 1)
     loss = blpseg_ops.blp_loss(
         case.seg_logits,
         case.annotation_logits,

@@ -1,4 +1,4 @@
-"""Ops and modules handed around: threads, forked processes, pickles, copies, state dicts."""
+"""Ops in threads and forked processes; pickles, copies and state dicts of modules."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SIZES = [(9, 11), (26, 33), (1, 1), (17, 40)]
 
 
 def _step(i: int) -> tuple[Tensor, ...]:
-    """All ops and their gradients, on inputs of the i-th size."""
+    """Run all ops and their gradients on inputs of the i-th size."""
     low = SIZES[i % len(SIZES)]
     high = (4 * low[0] - 1, 4 * low[1] + 2)
     f, v, a = (randn(2, c, *low, seed=c).float().requires_grad_() for c in (16, 3, 4))
@@ -53,7 +53,7 @@ def test_calls_from_many_threads_are_serial_calls(
     together = threading.Barrier(4)
 
     def work(i: int) -> tuple[Tensor, ...]:
-        together.wait()  # else a thread could be done before the next begins
+        together.wait()  # else a thread could finish before the next starts
         return _step(i)
 
     with ThreadPoolExecutor(4) as pool:
@@ -67,13 +67,13 @@ import torch, blpseg_ops
 from torch.utils.data import DataLoader, Dataset
 from tests.ops.test_sharing import _step
 torch.set_num_threads(2)
-expected = list(map(_step, range(4)))  # the parent's threads are there before the fork
+expected = list(map(_step, range(4)))  # start the parent's threads before the fork
 
 class Steps(Dataset):
     def __len__(self):
         return 8
     def __getitem__(self, i):
-        assert torch.get_num_threads() == 1  # with more, any op of torch's hangs in a fork
+        assert torch.get_num_threads() == 1  # with more, any torch op hangs after a fork
         return [x.detach() for x in _step(i % 4)]
 
 for epoch in range(2):
@@ -83,12 +83,12 @@ for epoch in range(2):
     for i, results in enumerate(loader):
         for result, wanted in zip(results, expected[i % 4], strict=True):
             assert torch.equal(result, wanted), i
-        list(map(_step, range(1)))  # the parent goes on meanwhile
+        list(map(_step, range(1)))  # the parent calls ops meanwhile
 print("done")
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="forks")
+@pytest.mark.skipif(sys.platform != "linux", reason="needs fork")
 def test_forked_workers_call_ops_after_their_parent() -> None:
     done = run_program(FORKED, timeout=90)
     assert done.returncode == 0, done.stderr
@@ -115,7 +115,7 @@ each_copy = pytest.mark.parametrize("copied", COPIES.values(), ids=COPIES)
 def test_copies_of_local_aggregation(copied: Callable[[nn.Module], nn.Module]) -> None:
     module = LocalAggregation(dim=8, sigma=2.5, eps=1e-3, scale=0.5, radius=2)
     images, logits = randn(2, 3, 15, 22).float(), randn(2, 3, 4, 6).float()
-    module(images, logits).sum().backward()  # used, and with gradients
+    module(images, logits).sum().backward()  # after use, with gradients
     twin = copied(module)
     assert repr(twin) == repr(module)
     assert torch.equal(twin(images, logits), module(images, logits))
@@ -136,8 +136,8 @@ def test_copies_of_blp_loss(copied: Callable[[nn.Module], nn.Module]) -> None:
     assert torch.equal(twin(seg, annotation, target), module(seg, annotation, target))
 
 
-def test_state_dicts_hold_what_they_always_did() -> None:
-    """Old checkpoints have these names and shapes; with a new buffer they would fail to load."""
+def test_state_dicts_keep_their_names_and_shapes() -> None:
+    """Old checkpoints have these names and shapes; a new buffer would make loading fail."""
     module = LocalAggregation(dim=8, patch=4, in_channels=3, sigma=2.5, eps=1e-7, radius=2)
     shapes = {name: tuple(x.shape) for name, x in module.state_dict().items()}
     assert shapes == {

@@ -1,4 +1,4 @@
-"""upsample_argmax: the C++ kernel against its float64 reference."""
+"""upsample_argmax: the C++ kernel against the float64 reference."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 
 
 def _assert_largest(labels: Tensor, logits: Tensor, size: tuple[int, int]) -> None:
-    """Each label's logit is the largest in float64, up to the rounding of a float32 blend."""
+    """Assert that each label's logit is the largest in float64, up to float32 rounding."""
     wide = upsample(logits.double(), size)
     chosen = wide.gather(1, labels.long()[:, None])[:, 0]
     tolerance = (1e-12 if logits.dtype == torch.float64 else 1e-6) * wide.abs().amax(1)
@@ -88,7 +88,7 @@ def test_empty_batch() -> None:
 
 
 def test_empty_batch_of_a_size_beyond_numbers() -> None:
-    # 256 classes times this width is 0 modulo 2^64, by which the kernel once divided.
+    # 256 classes times this width is 0 modulo 2^64; the kernel once divided by that product.
     labels = upsample_argmax(torch.zeros(0, 256, 4, 4), (1, 2**56))
     assert labels.shape == (0, 1, 2**56)
 
