@@ -52,9 +52,9 @@ def orthonormalize(
 
     Cholesky-QR: eliminate in [G | A^T], with the Gram matrix G = A^T A; L^-1 A^T = Q^T is left.
     It consists of matrix products and pointwise kernels. torch.linalg.qr and cholesky call
-    cuSOLVER, which does not promise to work inside a captured CUDA graph. The error of products
-    <Q^T u, Q^T v> is that of G, about 1e-15 relative, however nearly dependent the vectors are. A
-    vector that depends on those before it gives a column of almost zero.
+    cuSOLVER, which does not promise to work inside a captured CUDA graph. Products <Q^T u, Q^T v>
+    are as exact as G, to about 1e-15, even if the vectors are nearly dependent. A vector that
+    depends on earlier vectors gives a column of almost zero.
     """
     count = vectors.shape[1]
     vectors = vectors / vectors.norm(dim=0).clamp(min=torch.finfo(vectors.dtype).tiny)

@@ -56,8 +56,8 @@ def require_target_values_if_checked(op: str, value: Tensor, classes: int, ignor
 def require_target_values(op: str, value: Tensor, classes: int, ignore: int) -> None:
     """Require that every value is a class, K (unlabeled) or ignore_index.
 
-    Checks targets on the CPU, and under :func:`checked_targets` those of every device that holds
-    values. Compiled graphs are not checked.
+    Check targets on the CPU; under :func:`checked_targets` also on other devices, except meta.
+    Do not check in compiled graphs.
     """
     if torch.compiler.is_compiling() or value.is_meta:
         return

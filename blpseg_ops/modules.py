@@ -95,8 +95,8 @@ class LocalAggregation(nn.Module):
     ) -> Tensor:  # [N, in_channels * patch^2 + 2, ceil(H / patch), ceil(W / patch)]
         """Return Q^T f for the embedding f and an orthonormal basis Q of all that f can be.
 
-        Inner products are those of f. The gradient for f is a combination of features and lies in
-        the span of Q, so Q can be treated as a constant and all gradients are those of f, too.
+        Inner products equal those of :meth:`embed`. The gradient for f is a combination of features
+        and lies in the span of Q, so Q can be treated as a constant: all gradients are equal, too.
         """
         with torch.autocast(images.device.type, enabled=False):
             basis = embedding_basis(self.proj, self.norm, self.conv)  # Q [D, R]

@@ -9,7 +9,10 @@ import pytest
 
 CSRC = Path(__file__).parents[2] / "csrc"
 INCLUDE = re.compile(r"^\s*#\s*include\s+(?:<([^>]+)>|\"([^\"]+)\")", re.MULTILINE)
-ALLOWED = {"stdint.h", "immintrin.h"}  # types and intrinsics; neither brings code of its own
+ALLOWED = {
+    "stdint.h",
+    "immintrin.h",
+}  # types and intrinsics; neither contains functions of a library
 
 pytestmark = pytest.mark.skipif(not CSRC.exists(), reason="no source of the kernels")
 
@@ -28,8 +31,8 @@ def _foreign_headers(file: Path) -> set[str]:
             if angled:
                 foreign.add(angled)
             else:
-                beside = file.parent / quoted
-                todo.append(beside if beside.exists() else CSRC / quoted)
+                neighbor = file.parent / quoted
+                todo.append(neighbor if neighbor.exists() else CSRC / quoted)
     return foreign
 
 
