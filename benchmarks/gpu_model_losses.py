@@ -70,8 +70,8 @@ LOOPS: list[tuple[str, Callable[[Sizes, int], float]]] = [
     (r"while \(last < kRows", lambda sizes, classes: ROWS - 1),
     (r"i < total; i \+= kThreads", lambda sizes, classes: sizes.list_steps),
     (r"row < at\.bottom; \+\+row", lambda sizes, classes: CELL_ROWS + 1),
-    (r"y < end_y; \+\+y|y < last_y; \+\+y", lambda sizes, classes: sizes.scale),
-    (r"batch < at\.last", lambda sizes, classes: -(-sizes.scale // BATCH)),
+    (r"x < at\.last", lambda sizes, classes: sizes.scale),
+    (r"batch < end_y", lambda sizes, classes: -(-sizes.scale // BATCH)),
     (r"distance = lanes / 2", lambda sizes, classes: 0),
     (r"distance > 0", lambda sizes, classes: 5),
     (r"i < columns; i|i < pixel_rows \+ pixel_columns", lambda sizes, classes: sizes.scale + 1),
@@ -153,7 +153,7 @@ def _gather(sizes: Sizes, name: str, classes: int, planes: int) -> Work:
     """Backward: the gradients of one of the logits."""
 
     def share(chain: Chain) -> float:
-        if is_behind(chain, r"if \(own\S* < 0 \|\| own\S* >= kClasses\) continue;"):
+        if is_behind(chain, r"if \(own\S* < 0 \|\| own\S* >= kClasses\) return;"):
             return 0.3 * behind  # a pixel's label is among the 4 classes of a thread
         if is_behind(chain, r"log_normalizer\[i\] == A\(__builtin_inf\(\)\)\) continue;"):
             return behind

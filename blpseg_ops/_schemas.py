@@ -18,27 +18,31 @@ for _schema in (
     "lam_backward(Tensor grad_output, Tensor features, Tensor values, Tensor output,"
     " Tensor log_denominator, float sigma, float eps, float scale, int? radius=None)"
     " -> (Tensor grad_features, Tensor grad_values)",
-    # weight_sum [N]: the sum of the BLP weights of every image.
+    # weight_sum [N]: the sum of the BLP weights of every image. saved_pixels, here and below:
+    # _saved_pixels.py.
     "blp_loss(Tensor seg_logits, Tensor annotation_logits, Tensor target, float gamma,"
-    " int ignore_index) -> (Tensor loss, Tensor weight_sum)",
+    " int ignore_index) -> (Tensor loss, Tensor weight_sum, Tensor saved_pixels)",
     "blp_loss_backward(Tensor grad_loss, Tensor seg_logits, Tensor annotation_logits,"
-    " Tensor target, Tensor weight_sum, float gamma, int ignore_index) -> Tensor",
+    " Tensor target, Tensor weight_sum, Tensor saved_pixels, float gamma, int ignore_index)"
+    " -> Tensor",
     # weight_sum []: the sum of the class weights of the batch's pixels.
     "annotation_loss(Tensor annotation_logits, Tensor target, float unlabeled_weight,"
-    " int ignore_index) -> (Tensor loss, Tensor weight_sum)",
+    " int ignore_index) -> (Tensor loss, Tensor weight_sum, Tensor saved_pixels)",
     "annotation_loss_backward(Tensor grad_loss, Tensor annotation_logits, Tensor target,"
-    " Tensor weight_sum, float unlabeled_weight, int ignore_index) -> Tensor",
+    " Tensor weight_sum, Tensor saved_pixels, float unlabeled_weight, int ignore_index) -> Tensor",
     "pseudo_labels(Tensor seg_logits, Tensor target, Tensor class_present, float threshold,"
     " int ignore_index) -> Tensor",
     # Both losses' weight sums, [N] and []; pseudo_labels [N, H, W], or [0] without class_present.
     "blp_objective(Tensor seg_logits, Tensor annotation_logits, Tensor target,"
     " Tensor? class_present, float gamma, float unlabeled_weight, float threshold,"
     " int ignore_index) -> (Tensor blp_loss, Tensor annotation_loss, Tensor blp_weight_sum,"
-    " Tensor annotation_weight_sum, Tensor pseudo_labels)",
+    " Tensor annotation_weight_sum, Tensor pseudo_labels, Tensor blp_saved_pixels,"
+    " Tensor annotation_saved_pixels)",
     # blp_target: the target, or the pseudo labels.
     "blp_objective_backward(Tensor grad_blp_loss, Tensor grad_annotation_loss, Tensor seg_logits,"
     " Tensor annotation_logits, Tensor blp_target, Tensor target, Tensor blp_weight_sum,"
-    " Tensor annotation_weight_sum, float gamma, float unlabeled_weight, int ignore_index)"
+    " Tensor annotation_weight_sum, Tensor blp_saved_pixels, Tensor annotation_saved_pixels,"
+    " float gamma, float unlabeled_weight, int ignore_index)"
     " -> (Tensor grad_seg_logits, Tensor grad_annotation_logits)",
     "upsample_argmax(Tensor logits, SymInt[2] size) -> Tensor",
 ):

@@ -1,15 +1,15 @@
-// The order by which an arg max over classes is decided, written once for host and device.
+// The order in which an arg max over classes is decided, shared by host and device.
 #pragma once
 
-#include "bilinear.h"
+#include "host_device.h"
 
 namespace blpseg {
 
-// Whether a class with this logit displaces the best one so far. Classes are offered in rising
-// order, so "strictly larger" lets the lowest of equals win; NaN ranks above all, as in
-// torch.argmax. V is a number or a vector of them, which gets an answer for each.
+// Return whether a class with this logit beats the best class so far. Classes come in rising order,
+// so the lowest of equals wins. NaN beats every number, as in torch.argmax. V is a number or a
+// vector; a vector gets one answer per lane.
 template <typename V>
-BLPSEG_HOST_DEVICE inline auto displaces(V logit, V best) {
+BLPSEG_HOST_DEVICE inline auto beats(V logit, V best) {
   return (logit > best) | ((logit != logit) & (best == best));
 }
 

@@ -1,36 +1,31 @@
-// Bilinear resizing with half-pixel centres (torch's align_corners=False): the arithmetic of one
-// axis, written once for host and device. Resizing an image is two taps, one an axis.
+// Bilinear resizing with half-pixel centers (torch's align_corners=False): positions along one
+// axis, shared by host and device. A resized image takes one tap per axis; losses.h has the lerp.
 #pragma once
 
 #include <stdint.h>
 
-#if defined(__CUDACC__)
-#define BLPSEG_HOST_DEVICE __host__ __device__
-#else
-#define BLPSEG_HOST_DEVICE
-#endif
+#include "host_device.h"
 
 namespace blpseg {
 
-// Where an output pixel falls between two input pixels: (1 - weight) * low + weight * high.
+// An output pixel lies between two cells (input pixels): (1 - weight) * low + weight * high.
 template <typename T>
 struct Tap {
   int64_t low;
   int64_t high;
-  T weight;
+  T weight;  // in [0, 1)
 };
 
-// The tap of output pixel `index` when an axis of `in` pixels is resized to `out`.
+// Return the tap of output pixel `index` of an axis that is resized from `in` cells to `out`.
 //
-// The source position is (index + 1/2) * in / out - 1/2. As the fraction
-// ((2 index + 1) in - out) / (2 out) it is exact in integers; only the weight is rounded, once,
-// where the usual floating-point product loses digits as positions grow. Past the centre of the
-// last input pixel there is nothing to blend: the weight is 0.
+// The source position is (index + 1/2) * in / out - 1/2 = ((2 index + 1) in - out) / (2 out). The
+// fraction is exact in integers; the weight alone is rounded, once. Positions beyond the center of
+// the first or last cell get weight 0.
 template <typename T>
 BLPSEG_HOST_DEVICE inline Tap<T> tap(int64_t index, int64_t in, int64_t out) {
-  const int64_t position = (2 * index + 1) * in - out;  // in units of 1 / (2 out) input pixels
+  const int64_t position = (2 * index + 1) * in - out;  // in units of 1 / (2 out) cells
   const int64_t numerator = position > 0 ? position : 0;
-  // Divisions of 64 bits take several times as long as those of 32.
+  // A 64-bit division takes several times as long as a 32-bit one.
   const int64_t low = (numerator | 2 * out) >> 32
                           ? numerator / (2 * out)
                           : static_cast<uint32_t>(numerator) / static_cast<uint32_t>(2 * out);
@@ -39,11 +34,13 @@ BLPSEG_HOST_DEVICE inline Tap<T> tap(int64_t index, int64_t in, int64_t out) {
   return {low, low + 1, static_cast<T>(rest) / static_cast<T>(2 * out)};
 }
 
-// A pixel that falls onto an input pixel is that pixel, even beside an infinite one (0 * inf is
-// NaN). Weights are numbers, as V is, or vectors where V is one.
-template <typename V, typename T>
-BLPSEG_HOST_DEVICE inline V blend(V low, V high, T weight) {
-  return weight == 0 ? low : (1 - weight) * low + weight * high;
+// Return the first output pixel whose tap has low >= cell; `out` if there is none.
+BLPSEG_HOST_DEVICE inline int64_t first_pixel(int64_t cell, int64_t in, int64_t out) {
+  if (cell <= 0) return 0;
+  if (cell >= in) return out;
+  // low >= cell  <=>  (2 pixel + 1) in - out >= 2 out cell
+  const int64_t numerator = (2 * cell + 1) * out - in;
+  return numerator <= 0 ? 0 : (numerator + 2 * in - 1) / (2 * in);
 }
 
 }  // namespace blpseg

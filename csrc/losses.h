@@ -1,8 +1,8 @@
-// The arithmetic of a pixel in the losses, written once for host and device: the softmax of its
-// resized logits, its cross entropy, its BLP weight.
+// The formulas of one pixel, shared by the CPU and CUDA kernels: resized logits, the softmax over
+// classes, the cross entropy, the BLP weight.
 //
-// All of it works on Vector<A>: as many pixels as the CPU's vectors hold (cpu/kernels/simd.h), or
-// one on the device (cuda/elementary.h), in the namespace of either.
+// All of them work on Vector<A>: many pixels on the CPU (cpu/kernels/simd.h), one pixel on a device
+// (cuda/elementary.h).
 #pragma once
 
 #if defined(__CUDACC__) || defined(BLPSEG_CUDA_ON_HOST)
@@ -13,21 +13,32 @@
 
 namespace blpseg::BLPSEG_CAPABILITY {
 
-// A softmax whose logits come one after the other: sum is that of exp(logit - maximum).
+// Return (1 - weight) * low + weight * high. `weight` is one number, or one per lane.
+//
+// The fused multiply-add is explicit, so that every kernel rounds a resized logit to the same bits.
+// (Portable x86 code has no such instruction and rounds twice.) Weight 0 returns `low` itself: an
+// infinite neighbor, times 0, would make it NaN.
+template <typename A, typename W>
+BLPSEG_INLINE Vector<A> lerp(Vector<A> low, Vector<A> high, W weight) {
+  const Vector<A> weights = weight - Vector<A>{};
+  return weight == 0 ? low : multiply_add(weights, high, (A(1) - weights) * low);
+}
+
+// The softmax of logits that arrive one after the other: sum = sum_k exp(logit_k - maximum).
 template <typename A>
 struct Softmax {
   Vector<A> maximum, sum;
 };
 
-// Least, not -inf: a class may be ruled out by a logit of -inf, whose difference has to be a
-// number.
+// Return the softmax before the first logit. The maximum is finite, not -inf: the difference from
+// a logit of -inf (an impossible class) must be a number.
 template <typename A>
 BLPSEG_INLINE Softmax<A> no_classes() {
   return {broadcast<A>(Simd<A>::kLeast), broadcast<A>(A(0))};
 }
 
-// One exponential a logit: either the logit is the new maximum and what was summed shrinks, or it
-// is not and its own exponential is added. A NaN stays in the sum.
+// Add one logit, with one exponential: a new maximum rescales the sum, any other logit adds its own
+// term. A NaN stays in the sum.
 template <typename A>
 BLPSEG_INLINE void add(Softmax<A>& softmax, Vector<A> logit) {
   const Vector<A> least = smaller(softmax.maximum, logit), most = larger(softmax.maximum, logit);
@@ -36,24 +47,24 @@ BLPSEG_INLINE void add(Softmax<A>& softmax, Vector<A> logit) {
   softmax.maximum = most;
 }
 
-// log p of a class.
+// Return log p of the class with this logit.
 template <typename A>
 BLPSEG_INLINE Vector<A> log_probability(const Softmax<A>& softmax, Vector<A> logit) {
   return (logit - softmax.maximum) - log<A>(softmax.sum);
 }
 
-// p of a class.
+// Return p of the class with this logit.
 template <typename A>
 BLPSEG_INLINE Vector<A> probability(const Softmax<A>& softmax, Vector<A> logit) {
   return exp<A>(logit - softmax.maximum) / softmax.sum;
 }
 
-// (1 - q p)^gamma, from both probabilities of the pixel's class.
+// Return (1 - q p)^gamma; p and q are both probabilities of the pixel's class.
 template <typename A>
 BLPSEG_INLINE Vector<A> blp_weight(Vector<A> p, Vector<A> q, A gamma) {
   if (gamma == A(0)) return broadcast<A>(A(1));
-  const Vector<A> rare = broadcast<A>(A(1)) - q * p;  // may round to below 0; a NaN stays
-  return exp<A>(gamma * log<A>(larger(broadcast<A>(A(0)), rare)));
+  const Vector<A> rarity = broadcast<A>(A(1)) - q * p;  // rounding may make it negative; NaN stays
+  return exp<A>(gamma * log<A>(larger(broadcast<A>(A(0)), rarity)));
 }
 
 }  // namespace blpseg::BLPSEG_CAPABILITY

@@ -1,4 +1,4 @@
-// What kernels share when they take tensors from torch: element types and label maps.
+// How kernels take tensors from torch: element types and strided views.
 #pragma once
 
 #include <torch/csrc/stable/library.h>
@@ -11,16 +11,18 @@
 #include <cstdint>
 #include <type_traits>
 
+#include "host_device.h"
+
 namespace blpseg {
 
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-// Sums and blends are made in float32 or better, whatever the inputs are stored in.
+// The type to compute in: float64 for float64 inputs, else float32.
 template <typename T>
 using accumulate_t = std::conditional_t<std::is_same_v<T, double>, double, float>;
 
-// Calls visit(T{}) with the C++ type of a floating-point dtype, which is that of `argument`.
+// Call visit(T{}) with the C++ type T of a floating-point dtype; errors name the tensor `argument`.
 template <typename F>
 void dispatch_floating(const char* op, const char* argument, ScalarType dtype, F&& visit) {
   switch (dtype) {
@@ -39,20 +41,21 @@ void dispatch_floating(const char* op, const char* argument, ScalarType dtype, F
   }
 }
 
-// Label maps are uint8 where the number of classes and the value of ignored pixels fit, int32 where
-// they do not; the same rule stands in blpseg_ops/_checks.py. Calls visit(T{}) with that type.
+// Return the dtype of label maps that ops make: uint8 if the classes and ignore_index fit, else
+// int32. blpseg_ops/_checks.py has the same rule.
 inline ScalarType label_dtype(int64_t classes, int64_t ignore_index = 0) {
   const bool fits = classes <= 255 && 0 <= ignore_index && ignore_index <= 255;
   return fits ? ScalarType::Byte : ScalarType::Int;
 }
 
+// Call visit(T{}) with the C++ type T of such a label map.
 template <typename F>
 void dispatch_label(ScalarType dtype, F&& visit) {
   return dtype == ScalarType::Byte ? visit(uint8_t{}) : visit(int32_t{});
 }
 
-// A tensor as kernels see it, to read (View) or to write (OutputView): strides as given, so no
-// layout needs a copy.
+// A tensor as kernels see it, to read (View) or to write (OutputView). It keeps the strides, so
+// that no layout needs a copy.
 template <typename T, int axes>
 struct StridedView {
   T* data;
@@ -66,9 +69,9 @@ struct StridedView {
     }
   }
 
-  // The place with these indices along the first axes, and 0 along the others.
+  // Return the address of these indices along the first axes, and 0 along the others.
   template <typename... Index>
-  T* at(Index... index) const {
+  BLPSEG_HOST_DEVICE T* at(Index... index) const {
     static_assert(sizeof...(index) <= axes);
     int axis = 0;
     int64_t offset = 0;

@@ -1,4 +1,4 @@
-// The entry of blpseg::upsample_argmax that its CPU and CUDA kernels share.
+// The checks and the result of blpseg::upsample_argmax, shared by its CPU and CUDA kernels.
 #pragma once
 
 #include <vector>
@@ -7,8 +7,8 @@
 
 namespace blpseg {
 
-// Checks what the kernels rely on to stay inside their buffers (the full checks, with the user's
-// names, are blpseg_ops/_checks.py's) and makes the label map to write. logits: [N, K, h, w]
+// Check what the kernels need to stay inside their buffers, and allocate the label map to write.
+// blpseg_ops/_checks.py has the full checks, in the user's words. logits: [N, K, h, w]
 inline Tensor new_label_map(const Tensor& logits, const std::vector<int64_t>& size) {
   STD_TORCH_CHECK(logits.dim() == 4, "upsample_argmax: expected logits [N, K, h, w], got ",
                   logits.dim(), " dimensions");

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from blpseg_ops._saved_pixels import ANNOTATION_PLANES, new_saved_pixels
 from blpseg_ops._targets import require_target_values
 from blpseg_ops.fallback.resize import upsample_adjoint
 from blpseg_ops.reference.resize import upsample
@@ -16,13 +17,14 @@ def annotation_loss_forward(
     target: Tensor,  # [N, H, W]
     unlabeled_weight: float,
     ignore_index: int,
-) -> tuple[Tensor, Tensor]:  # loss [], weight_sum []
-    """Return the loss, and the sum of the weights, its normalizer."""
+) -> tuple[Tensor, Tensor, Tensor]:  # loss [], weight_sum [], saved_pixels
+    """Return the loss, the sum of the weights (its normalizer), and saved_pixels (unused)."""
     pixels = _pixels(annotation_logits, target, unlabeled_weight, ignore_index)
     weight_sum = pixels.weight.sum()
     log_q_y = pixels.log_q.gather(1, pixels.label[:, None]).squeeze(1)
     total = -(pixels.weight * log_q_y).sum()
-    return total / weight_sum.where(weight_sum > 0, 1), weight_sum
+    saved_pixels = new_saved_pixels(annotation_logits, target, ANNOTATION_PLANES)
+    return total / weight_sum.where(weight_sum > 0, 1), weight_sum, saved_pixels
 
 
 def annotation_loss_backward(
@@ -30,6 +32,7 @@ def annotation_loss_backward(
     annotation_logits: Tensor,  # [N, K + 1, h, w]
     target: Tensor,  # [N, H, W]
     weight_sum: Tensor,  # []
+    saved_pixels: Tensor,  # unused: the fallback recomputes them
     unlabeled_weight: float,
     ignore_index: int,
 ) -> Tensor:  # [N, K + 1, h, w]

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from blpseg_ops._saved_pixels import BLP_PLANES, new_saved_pixels
 from blpseg_ops._targets import require_target_values
 from blpseg_ops.fallback.resize import upsample_adjoint
 from blpseg_ops.reference.blp_loss import GUARD
@@ -18,13 +19,14 @@ def blp_loss_forward(
     target: Tensor,  # [N, H, W]
     gamma: float,
     ignore_index: int,
-) -> tuple[Tensor, Tensor]:  # loss [], weight_sum [N]
-    """Return the loss, and the sum of the weights per image."""
+) -> tuple[Tensor, Tensor, Tensor]:  # loss [], weight_sum [N], saved_pixels
+    """Return the loss, the sum of the weights per image, and saved_pixels (unused)."""
     pixels = _pixels(seg_logits, annotation_logits, target, gamma, ignore_index)
     weight_sum = pixels.weight.sum((1, 2))
     log_p_y = pixels.log_p.gather(1, pixels.label[:, None]).squeeze(1)
     losses = -(pixels.weight * log_p_y).sum((1, 2)) / (weight_sum + GUARD)
-    return losses.sum() / max(len(losses), 1), weight_sum
+    saved_pixels = new_saved_pixels(seg_logits, target, BLP_PLANES)
+    return losses.sum() / max(len(losses), 1), weight_sum, saved_pixels
 
 
 def blp_loss_backward(
@@ -33,6 +35,7 @@ def blp_loss_backward(
     annotation_logits: Tensor,  # [N, K + 1, h, w]
     target: Tensor,  # [N, H, W]
     weight_sum: Tensor,  # [N]
+    saved_pixels: Tensor,  # unused: the fallback recomputes them
     gamma: float,
     ignore_index: int,
 ) -> Tensor:  # [N, K, h, w]

@@ -20,8 +20,8 @@ def blp_objective_forward(
     unlabeled_weight: float,
     threshold: float,
     ignore_index: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Return both losses [], their weight sums [N] and [], and the pseudo labels.
+) -> tuple[Tensor, ...]:
+    """Return both losses [], their weight sums [N] and [], pseudo labels, and both saved_pixels.
 
     Without class_present there are no pseudo labels; an empty tensor [0] takes their place.
     """
@@ -40,7 +40,7 @@ def blp_objective_forward(
         )
     blp = blp_loss_forward(seg_logits, annotation_logits, blp_target, gamma, ignore_index)
     annotation = annotation_loss_forward(annotation_logits, target, unlabeled_weight, ignore_index)
-    return blp[0], annotation[0], blp[1], annotation[1], labels
+    return blp[0], annotation[0], blp[1], annotation[1], labels, blp[2], annotation[2]
 
 
 def blp_objective_backward(
@@ -52,6 +52,8 @@ def blp_objective_backward(
     target: Tensor,  # [N, H, W]
     blp_weight_sum: Tensor,  # [N]
     annotation_weight_sum: Tensor,  # []
+    blp_saved_pixels: Tensor,  # unused, as the next
+    annotation_saved_pixels: Tensor,
     gamma: float,
     unlabeled_weight: float,
     ignore_index: int,
@@ -63,6 +65,7 @@ def blp_objective_backward(
         annotation_logits,
         blp_target,
         blp_weight_sum,
+        blp_saved_pixels,
         gamma,
         ignore_index,
     ), annotation_loss_backward(
@@ -70,6 +73,7 @@ def blp_objective_backward(
         annotation_logits,
         target,
         annotation_weight_sum,
+        annotation_saved_pixels,
         unlabeled_weight,
         ignore_index,
     )

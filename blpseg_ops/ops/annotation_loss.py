@@ -9,6 +9,7 @@ from torch import Tensor
 
 from blpseg_ops import _checks, backends, reference
 from blpseg_ops._dtypes import accumulate_dtype
+from blpseg_ops._saved_pixels import ANNOTATION_PLANES, new_saved_pixels
 from blpseg_ops._targets import call_with_target_errors
 from blpseg_ops.fallback.annotation_loss import annotation_loss_backward, annotation_loss_forward
 from blpseg_ops.ops._register import register_op
@@ -80,10 +81,12 @@ def annotation_loss(
 
 def _fake(
     annotation_logits: Tensor, target: Tensor, unlabeled_weight: float, ignore_index: int
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     dtype = accumulate_dtype(annotation_logits.dtype)
-    return annotation_logits.new_empty((), dtype=dtype), annotation_logits.new_empty(
-        (), dtype=dtype
+    return (
+        annotation_logits.new_empty((), dtype=dtype),
+        annotation_logits.new_empty((), dtype=dtype),
+        new_saved_pixels(annotation_logits, target, ANNOTATION_PLANES),
     )
 
 
@@ -91,13 +94,13 @@ def _fake_backward(grad_loss: Tensor, annotation_logits: Tensor, *_: Any) -> Ten
     return torch.empty_like(annotation_logits)
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     annotation_logits, target, *ctx.numbers = inputs
-    ctx.save_for_backward(annotation_logits, target, output[1])
-    ctx.mark_non_differentiable(output[1])
+    ctx.save_for_backward(annotation_logits, target, *output[1:])
+    ctx.mark_non_differentiable(*output[1:])
 
 
-def _backward(ctx: Any, grad_loss: Tensor, _: None) -> tuple[Tensor | None, ...]:
+def _backward(ctx: Any, grad_loss: Tensor, *_: None) -> tuple[Tensor | None, ...]:
     grad = annotation_loss_backward_op(grad_loss, *ctx.saved_tensors, *ctx.numbers)
     return grad, None, None, None
 

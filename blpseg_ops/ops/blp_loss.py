@@ -9,6 +9,7 @@ from torch import Tensor
 
 from blpseg_ops import _checks, backends, reference
 from blpseg_ops._dtypes import accumulate_dtype
+from blpseg_ops._saved_pixels import BLP_PLANES, new_saved_pixels
 from blpseg_ops._targets import call_with_target_errors
 from blpseg_ops.fallback.blp_loss import blp_loss_backward, blp_loss_forward
 from blpseg_ops.ops._register import register_op
@@ -86,10 +87,12 @@ def blp_loss(
 
 def _fake(
     seg_logits: Tensor, annotation_logits: Tensor, target: Tensor, gamma: float, ignore_index: int
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     dtype = accumulate_dtype(seg_logits.dtype)
-    return seg_logits.new_empty((), dtype=dtype), seg_logits.new_empty(
-        seg_logits.shape[0], dtype=dtype
+    return (
+        seg_logits.new_empty((), dtype=dtype),
+        seg_logits.new_empty(seg_logits.shape[0], dtype=dtype),
+        new_saved_pixels(seg_logits, target, BLP_PLANES),
     )
 
 
@@ -97,13 +100,13 @@ def _fake_backward(grad_loss: Tensor, seg_logits: Tensor, *_: Any) -> Tensor:
     return torch.empty_like(seg_logits)
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     seg_logits, annotation_logits, target, *ctx.numbers = inputs
-    ctx.save_for_backward(seg_logits, annotation_logits, target, output[1])
-    ctx.mark_non_differentiable(output[1])
+    ctx.save_for_backward(seg_logits, annotation_logits, target, *output[1:])
+    ctx.mark_non_differentiable(*output[1:])
 
 
-def _backward(ctx: Any, grad_loss: Tensor, _: None) -> tuple[Tensor | None, ...]:
+def _backward(ctx: Any, grad_loss: Tensor, *_: None) -> tuple[Tensor | None, ...]:
     if not ctx.needs_input_grad[0]:  # annotation_logits alone asked; their gradient is none
         return None, None, None, None, None
     grad = blp_loss_backward_op(grad_loss, *ctx.saved_tensors, *ctx.numbers)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from blpseg_ops import _checks, backends, reference
 from blpseg_ops._dtypes import accumulate_dtype, label_dtype
+from blpseg_ops._saved_pixels import ANNOTATION_PLANES, BLP_PLANES, new_saved_pixels
 from blpseg_ops._targets import call_with_target_errors
 from blpseg_ops.fallback.blp_objective import blp_objective_backward, blp_objective_forward
 from blpseg_ops.ops._register import register_op
@@ -96,7 +97,7 @@ def blp_objective(
             threshold=threshold,
             ignore_index=ignore_index,
         )
-    blp_loss, annotation_loss, _, _, labels = call_with_target_errors(
+    blp_loss, annotation_loss, _, _, labels, *_ = call_with_target_errors(
         blp_objective_op,
         seg_logits,
         annotation_logits,
@@ -119,7 +120,7 @@ def _fake(
     unlabeled_weight: float,
     threshold: float,
     ignore_index: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, ...]:
     n, classes = seg_logits.shape[:2]
     dtype = accumulate_dtype(seg_logits.dtype)
     blp_loss, annotation_loss, annotation_weight_sum = (
@@ -130,7 +131,15 @@ def _fake(
         dtype=label_dtype(classes, ignore_index),
     )
     blp_weight_sum = seg_logits.new_empty(n, dtype=dtype)
-    return blp_loss, annotation_loss, blp_weight_sum, annotation_weight_sum, labels
+    return (
+        blp_loss,
+        annotation_loss,
+        blp_weight_sum,
+        annotation_weight_sum,
+        labels,
+        new_saved_pixels(seg_logits, target, BLP_PLANES),
+        new_saved_pixels(annotation_logits, target, ANNOTATION_PLANES),
+    )
 
 
 def _fake_backward(
@@ -146,19 +155,21 @@ def _fake_backward(
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     seg_logits, annotation_logits, target, class_present, *numbers = inputs
     ctx.gamma, ctx.unlabeled_weight, _, ctx.ignore_index = numbers
-    _, _, blp_weight_sum, annotation_weight_sum, labels = output
+    _, _, *weight_sums, labels, blp_pixels, annotation_pixels = output
     blp_target = target if class_present is None else labels
+    saved_pixels = blp_pixels, annotation_pixels
     ctx.save_for_backward(
-        seg_logits, annotation_logits, blp_target, target, blp_weight_sum, annotation_weight_sum
+        seg_logits, annotation_logits, blp_target, target, *weight_sums, *saved_pixels
     )
-    ctx.mark_non_differentiable(blp_weight_sum, annotation_weight_sum, labels)
+    ctx.mark_non_differentiable(*output[2:])
     ctx.set_materialize_grads(False)  # a loss that nobody uses shall cost nothing
 
 
 def _backward(
     ctx: Any, grad_blp_loss: Tensor | None, grad_annotation_loss: Tensor | None, *_: None
 ) -> tuple[Tensor | None, ...]:
-    seg_logits, annotation_logits, blp_target, target, blp_sum, annotation_sum = ctx.saved_tensors
+    seg_logits, annotation_logits, blp_target, target, *saved = ctx.saved_tensors
+    blp_weight_sum, annotation_weight_sum, blp_pixels, annotation_pixels = saved
     grad_seg = grad_annotation = None
     seg = ctx.needs_input_grad[0] and grad_blp_loss is not None
     annotation = ctx.needs_input_grad[1] and grad_annotation_loss is not None
@@ -177,7 +188,8 @@ def _backward(
             seg_logits,
             annotation_logits,
             blp_target,
-            blp_sum,
+            blp_weight_sum,
+            blp_pixels,
             ctx.gamma,
             ctx.ignore_index,
         )
@@ -186,7 +198,8 @@ def _backward(
             grad_annotation_loss,
             annotation_logits,
             target,
-            annotation_sum,
+            annotation_weight_sum,
+            annotation_pixels,
             ctx.unlabeled_weight,
             ctx.ignore_index,
         )

@@ -1,11 +1,10 @@
-// The losses' pixels on CUDA: each one's softmaxes, and from them its terms of the sums (forward)
-// or what its gradients need (backward). What comes of these is in losses.cu; a pixel's arithmetic
-// is csrc/losses.h's.
+// The losses' forward pass over the pixels on CUDA: each pixel's softmax, its terms of the sums,
+// its pseudo label, and what backward needs of it. The formulas are csrc/losses.h's.
 //
-// A block takes a tile of 128 columns and 4 rows, a thread one column of it: neighbouring threads
-// read neighbouring logits, and rows between the same two low-resolution rows share what is read.
-// The BLP loss concerns few pixels, far apart: each warp lists those of its part of the tile, and
-// its threads take one each.
+// A block takes a pixel block of 128 columns x 4 rows, a thread one column. Threads side by side
+// read logits side by side, and rows between the same two cell rows share what is read. The BLP
+// loss concerns few pixels unless pseudo labels are made: the block lists these, and each thread
+// takes one of the list.
 #pragma once
 
 // Targets are checked by assertions, in release builds too.
@@ -14,329 +13,408 @@
 
 #include "argmax.h"
 #include "bilinear.h"
-#include "losses.h"
-#include "tensor.h"
+#include "loss_call.cuh"
 
 namespace blpseg::device {
 
-constexpr int kThreads = 128;
-constexpr int kRows = 4;
-constexpr int kWarp = 32;
-constexpr int kIgnored = -1;
+constexpr int kRows = 4;   // per pixel block
+constexpr int kChunk = 4;  // classes per step of a softmax
 
-__host__ __device__ inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+// A tap as two weights, both above 0, so that a lerp needs no test for weight 0. A pixel on a cell
+// takes half of that cell twice: exactly the cell, and a neighbor that is infinite is not touched.
+template <typename A>
+struct TwoWeightTap {
+  int low, high;
+  A low_weight, high_weight;
 
-// A label map [N, H, W] of any integer type.
-struct Labels {
-  const void* data = nullptr;
-  ScalarType dtype;
-  int64_t stride[3];
-
-  Labels() = default;
-  explicit Labels(const Tensor& tensor)
-      : data(tensor.const_data_ptr()), dtype(tensor.scalar_type()) {
-    for (int axis = 0; axis < 3; ++axis) stride[axis] = tensor.stride(axis);
-  }
-
-  __device__ int64_t value(int64_t n, int64_t y, int64_t x) const {
-    const int64_t at = n * stride[0] + y * stride[1] + x * stride[2];
-    switch (dtype) {
-      case ScalarType::Byte:
-        return static_cast<const uint8_t*>(data)[at];
-      case ScalarType::Short:
-        return static_cast<const int16_t*>(data)[at];
-      case ScalarType::Int:
-        return static_cast<const int32_t*>(data)[at];
-      default:
-        return static_cast<const int64_t*>(data)[at];
-    }
+  BLPSEG_INLINE A lerp(A at_low, A at_high) const {  // the bits are those of losses.h's lerp()
+    return multiply_add(high_weight, at_high, low_weight * at_low);
   }
 };
 
-// What the operators were called with; a pointer or view that is not used is null.
-template <typename T>
-struct LossCall {
-  using A = accumulate_t<T>;
+template <typename A>
+__device__ TwoWeightTap<A> two_weight_tap(int64_t index, int64_t in, int64_t out) {
+  const Tap<A> t = tap<A>(index, in, out);
+  const auto low = static_cast<int>(t.low), high = static_cast<int>(t.high);
+  if (t.weight == A(0)) return {low, low, A(0.5), A(0.5)};
+  return {low, high, A(1) - t.weight, t.weight};
+}
 
-  View4<T> seg, annotation;  // [N, K, h, w], [N, K + 1, h, w]
-  bool wants_blp, wants_annotation;
-  Labels target, blp_target;
-  int64_t images, classes, in_height, in_width, height, width;
-  int64_t ignore_index;
-  A gamma;
-  bool checks_target;
-
-  // Pseudo labels, where they are asked for.
-  const bool* present = nullptr;  // [N, K], contiguous
-  A threshold = 0;
-  uint8_t* labels8 = nullptr;  // [N, H, W], one of the two
-  int32_t* labels32 = nullptr;
-
-  __device__ bool makes_labels() const { return present != nullptr; }
+// A thread's place: one column of a pixel block.
+template <typename A>
+struct PixelColumn {
+  int n, top, left, x;  // image; first row and column of the block; this thread's column
+  TwoWeightTap<A> across;
+  const TwoWeightTap<A>* down;  // [kRows], shared
 };
 
-// What a tile adds to the sums.
-constexpr int kSums = 6;
-enum Sum { kBlp, kBlpWeight, kLabelled, kUnlabelled, kLabelledCount, kUnlabelledCount };
+template <typename T, typename A = accumulate_t<T>>
+BLPSEG_INLINE bool is_inside(const CudaLossCall<T>& call, const PixelColumn<A>& at, int row) {
+  return at.x < call.width && at.top + row >= 0 && at.top + row < call.height;
+}
 
-// How much pixels add to the gradients: upstream gradient over the normaliser.
-template <typename A>
-struct Shares {
-  A blp;  // times the pixel's weight
-  A labelled, unlabelled;
+template <typename T, typename A = accumulate_t<T>>
+BLPSEG_INLINE int64_t pixel_index(const CudaLossCall<T>& call, const PixelColumn<A>& at, int row) {
+  return (int64_t{at.n} * call.height + at.top + row) * call.width + at.x;
+}
+
+// The labels of a thread's pixels, and a bit per row for what they are.
+struct ColumnLabels {
+  int target[kRows];    // 0..K, or kIgnored
+  int label[kRows];     // the class that the BLP loss learns, or none: not 0..K-1
+  unsigned counts = 0;  // target is not ignored
+  unsigned unlabeled = 0;
+  unsigned labeled = 0;  // label is a class
 };
 
-// What the gradients of a pixel are made of: share * (exp(logit - maximum) / sum - [k is its
-// class]). A pixel without gradients has share 0.
-template <typename A>
-struct PixelGradients {  // [N, H, W] each
-  A* maximum;
-  A* share_over_sum;
-  A* share;
-
-  __device__ void write(int64_t pixel, const Softmax<A>& softmax, A factor) const {
-    maximum[pixel] = softmax.maximum;
-    share_over_sum[pixel] = factor == A(0) ? A(0) : factor / softmax.sum;
-    share[pixel] = factor;
+template <typename T, typename A = accumulate_t<T>>
+__device__ PixelColumn<A> locate_column(const CudaLossCall<T>& call, TwoWeightTap<A>* down) {
+  const unsigned blocks_across = (call.width + kThreads - 1) / kThreads;
+  const unsigned blocks_down = (call.height - call.first_row + kRows - 1) / kRows;
+  PixelColumn<A> at;
+  const int thread = threadIdx.x;
+  at.n = blockIdx.x / (blocks_across * blocks_down);
+  at.top = call.first_row + static_cast<int>(blockIdx.x / blocks_across % blocks_down) * kRows;
+  at.left = static_cast<int>(blockIdx.x % blocks_across) * kThreads;
+  at.x = at.left + thread;
+  if (thread < kRows) {
+    const int y = min(max(at.top + thread, 0), call.height - 1);
+    down[thread] = two_weight_tap<A>(y, call.in_height, call.height);
   }
-};
+  at.across = two_weight_tap<A>(min(at.x, call.width - 1), call.in_width, call.width);
+  at.down = down;
+  __syncthreads();
+  return at;
+}
 
-// A softmax and the logit of one class.
-template <typename A>
-struct Picked {
-  Softmax<A> softmax = no_classes<A>();
-  A logit = 0;
-
-  __device__ A log_probability() const { return device::log_probability<A>(softmax, logit); }
-  __device__ A probability() const { return device::probability<A>(softmax, logit); }
-};
-
-// Calls visit(k, row, logit) for each class and each of the tile's rows in column x that `rows`
-// names by its bits.
-template <typename T, typename Visit>
-__device__ __forceinline__ void for_each_logit(const View4<T>& logits, const LossCall<T>& call,
-                                               int64_t n, int64_t top, int64_t x, unsigned rows,
-                                               const Visit& visit) {
-  using A = accumulate_t<T>;
-  if (!rows) return;
-  const Tap<A> across = tap<A>(x, call.in_width, call.width);
-  const int64_t left = across.low * logits.stride[3], right = across.high * logits.stride[3];
-  int64_t low[kRows], high[kRows];
-  A weight[kRows];
+template <typename T, typename A = accumulate_t<T>>
+__device__ ColumnLabels read_labels(const CudaLossCall<T>& call, const PixelColumn<A>& at) {
+  ColumnLabels labels;
+  const int64_t offset = call.target.offset(at.n, at.top, at.x);
 #pragma unroll
   for (int row = 0; row < kRows; ++row) {
-    const Tap<A> down = tap<A>(top + row, call.in_height, call.height);
-    low[row] = down.low, high[row] = down.high, weight[row] = down.weight;
+    labels.target[row] = labels.label[row] = kIgnored;
+    if (!is_inside(call, at, row)) continue;
+    const int64_t value = call.target.at(offset + row * call.target.stride[1]);
+    const bool known = value >= 0 && value <= call.classes;
+    assert((known || value == call.ignore_index) && "target holds no class, K or ignore_index");
+    if (!known) continue;
+    labels.target[row] = labels.label[row] = static_cast<int>(value);
+    labels.counts |= 1u << row;
+    labels.unlabeled |= value == call.classes ? 1u << row : 0;
   }
-  for (int first = 0; first < kRows;) {
-    int last = first + 1;  // rows first to last - 1 lie between the same two
-    int64_t above_row = 0, below_row = 0;
+  labels.labeled = labels.counts & ~labels.unlabeled;
+  return labels;
+}
+
+// Call begin(k) for each chunk of kChunk classes k, k + 1, ..., and then visit(row, logits) with
+// the chunk's logits for each of the rows first..last - 1, which lie between the same two cell
+// rows. Classes beyond the last have logits of -inf.
+template <int rows, typename T, typename A, typename Begin, typename Visit>
+BLPSEG_INLINE void visit_classes(const View4<T>& logits, int n, const TwoWeightTap<A>& across,
+                                 const TwoWeightTap<A>* down, int first, int last,
+                                 const Begin& begin, const Visit& visit) {
+  A low_weight[rows], high_weight[rows];
 #pragma unroll
-    for (int row = 0; row < kRows; ++row) {
-      if (row == first) above_row = low[row], below_row = high[row];
-      if (row == last && low[row] == above_row) ++last;
-    }
-    const unsigned run = rows & ((1u << last) - (1u << first));
-    const T* upper = logits.data + n * logits.stride[0] + above_row * logits.stride[2];
-    const T* lower = upper + (below_row - above_row) * logits.stride[2];
-    for (int k = 0; run && k < logits.size[1]; ++k) {
-      const A above =
-          blend(static_cast<A>(upper[left]), static_cast<A>(upper[right]), across.weight);
-      const A below =
-          blend(static_cast<A>(lower[left]), static_cast<A>(lower[right]), across.weight);
+  for (int row = 0; row < rows; ++row)
+    low_weight[row] = down[row].low_weight, high_weight[row] = down[row].high_weight;
+  const T* upper = logits.at(n, 0, down[first].low);
+  const T* lower = logits.at(n, 0, down[first].high);
+  const int64_t left = across.low * logits.stride[3], right = across.high * logits.stride[3];
+  const auto classes = static_cast<int>(logits.size[1]);
+  for (int k = 0; k < classes; k += kChunk) {
+    begin(k);
+    A at_upper[kChunk], at_lower[kChunk];
 #pragma unroll
-      for (int row = 0; row < kRows; ++row)
-        if (run >> row & 1) visit(k, row, blend(above, below, weight[row]));
+    for (int j = 0; j < kChunk; ++j) {
+      at_upper[j] = at_lower[j] = -A(__builtin_inf());
+      if (k + j < classes) {
+        at_upper[j] = across.lerp(static_cast<A>(upper[left]), static_cast<A>(upper[right]));
+        at_lower[j] = across.lerp(static_cast<A>(lower[left]), static_cast<A>(lower[right]));
+      }
       upper += logits.stride[1];
       lower += logits.stride[1];
     }
+#pragma unroll
+    for (int row = 0; row < rows; ++row) {
+      if (row < first || row >= last) continue;
+      A between[kChunk];
+#pragma unroll
+      for (int j = 0; j < kChunk; ++j)
+        between[j] = multiply_add(high_weight[row], at_lower[j], low_weight[row] * at_upper[j]);
+      visit(row, between);
+    }
+  }
+}
+
+// The same for all rows of a thread's column.
+template <typename T, typename A, typename Begin, typename Visit>
+BLPSEG_INLINE void visit_column(const View4<T>& logits, const PixelColumn<A>& at,
+                                const Begin& begin, const Visit& visit) {
+  for (int first = 0; first < kRows;) {
+    int last = first + 1;
+    while (last < kRows && at.down[last].low == at.down[first].low &&
+           at.down[last].high == at.down[first].high)
+      ++last;
+    visit_classes<kRows>(logits, at.n, at.across, at.down, first, last, begin, visit);
     first = last;
   }
 }
 
-// The softmax of one pixel alone, with the logit of a class.
-template <typename T>
-__device__ Picked<accumulate_t<T>> pick(const View4<T>& logits, const LossCall<T>& call, int64_t n,
-                                        int64_t y, int64_t x, int label) {
-  Picked<accumulate_t<T>> picked;
-  for_each_logit(logits, call, n, y, x, 1u, [&](int k, int, accumulate_t<T> logit) {
-    add(picked.softmax, logit);
-    if (k == label) picked.logit = logit;
-  });
-  return picked;
+// Add a chunk of logits to a softmax: one exponential per logit, and one that rescales the sum.
+template <typename A>
+BLPSEG_INLINE void add(Softmax<A>& softmax, const A (&logits)[kChunk]) {
+  A maximum = softmax.maximum;
+#pragma unroll
+  for (int j = 0; j < kChunk; ++j) maximum = max(maximum, logits[j]);  // NaN stays in the sum
+  A sum = softmax.sum * exp_of_negative(softmax.maximum - maximum);
+#pragma unroll
+  for (int j = 0; j < kChunk; ++j) sum += exp_of_negative(logits[j] - maximum);
+  softmax = {maximum, sum};
 }
 
-// One block a tile. Forward writes the tile's sums; backward what the gradients are made of, of
-// either logits whose loss is asked for.
-template <typename T, bool backward>
-__global__ void __launch_bounds__(kThreads)
-    loss_pixels(LossCall<T> call, const Shares<accumulate_t<T>>* shares_of_image,
-                accumulate_t<T>* sums_of_tile, PixelGradients<accumulate_t<T>> to_seg,
-                PixelGradients<accumulate_t<T>> to_annotation) {
-  using A = accumulate_t<T>;
-  const auto across = static_cast<unsigned>(divide_up(call.width, kThreads));
-  const auto down = static_cast<unsigned>(divide_up(call.height, kRows));
-  const int64_t n = blockIdx.x / (across * down);
-  const int64_t top = int64_t{blockIdx.x / across % down} * kRows;
-  const int64_t x = int64_t{blockIdx.x % across} * kThreads + threadIdx.x;
-  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
+// Return the logit of class k at one pixel, with the bits that visit_classes() makes.
+template <typename T, typename A = accumulate_t<T>>
+__device__ A logit_at(const View4<T>& logits, int n, const TwoWeightTap<A>& down,
+                      const TwoWeightTap<A>& across, int k) {
+  const T* upper = logits.at(n, k, down.low);
+  const T* lower = logits.at(n, k, down.high);
+  const int64_t left = across.low * logits.stride[3], right = across.high * logits.stride[3];
+  return down.lerp(across.lerp(static_cast<A>(upper[left]), static_cast<A>(upper[right])),
+                   across.lerp(static_cast<A>(lower[left]), static_cast<A>(lower[right])));
+}
 
-  int target[kRows], label[kRows];
-  unsigned counts = 0, unlabelled = 0, labelled = 0;  // a bit a row
+// Return the softmax of one pixel alone.
+template <typename T, typename A = accumulate_t<T>>
+__device__ Softmax<A> softmax_at(const View4<T>& logits, int n, const TwoWeightTap<A>& down,
+                                 const TwoWeightTap<A>& across) {
+  Softmax<A> softmax = no_classes<A>();
+  visit_classes<1>(
+      logits, n, across, &down, 0, 1, [](int) {},
+      [&](int, const A(&chunk)[kChunk]) { add(softmax, chunk); });
+  return softmax;
+}
+
+// Make the pseudo labels of a column and write them. Return each pixel's softmax over seg.
+template <typename T, typename A = accumulate_t<T>>
+__device__ void make_pseudo_labels(const CudaLossCall<T>& call, const PixelColumn<A>& at,
+                                   ColumnLabels& labels, Softmax<A> (&p)[kRows]) {
+  const bool* present = call.present + at.n * call.classes;
+  A best[kRows];
+  int winner[kRows];
+  unsigned chunk_present = 0;
+  int chunk = 0;
 #pragma unroll
   for (int row = 0; row < kRows; ++row) {
-    const int64_t y = top + row;
-    target[row] = label[row] = kIgnored;
-    if (x >= call.width || y >= call.height) continue;
-    const int64_t value = call.target.value(n, y, x);
-    const bool known = value >= 0 && value <= call.classes;
-    if (call.checks_target)
-      assert((known || value == call.ignore_index) && "target holds no class, K or ignore_index");
-    if (known) {
-      target[row] = label[row] = static_cast<int>(value);
-      counts |= 1u << row;
-      if (value == call.classes) unlabelled |= 1u << row;
-    }
-    if (call.blp_target.data) {
-      const int64_t other = call.blp_target.value(n, y, x);
-      label[row] = other >= 0 && other < call.classes ? static_cast<int>(other) : kIgnored;
-    }
+    p[row] = no_classes<A>();
+    best[row] = -A(__builtin_inf()), winner[row] = 0;
   }
-
-  Picked<A> p[kRows];
-  if (call.makes_labels()) {
-    // The BLP loss, if it is asked for, needs p at scribbled pixels too.
-    const unsigned rows = call.wants_blp ? counts : unlabelled;
-    A best[kRows];
-    int winner[kRows];
+  const auto begin = [&](int k) {
+    chunk = k, chunk_present = 0;
 #pragma unroll
-    for (int row = 0; row < kRows; ++row) best[row] = -__builtin_inff(), winner[row] = 0;
-    const bool* present = call.present + n * call.classes;
-    for_each_logit(call.seg, call, n, top, x, rows, [&](int k, int row, A logit) {
-      add(p[row].softmax, logit);
-      if (k == target[row]) p[row].logit = logit;
-      if (present[k] && displaces(logit, best[row])) best[row] = logit, winner[row] = k;
+    for (int j = 0; j < kChunk; ++j)
+      if (k + j < call.classes) chunk_present |= static_cast<unsigned>(present[k + j]) << j;
+  };
+  // The BLP loss, if it is asked for, needs p at scribbled pixels too.
+  if (call.wants_blp ? labels.counts : labels.unlabeled)
+    visit_column(call.seg, at, begin, [&](int row, const A(&logits)[kChunk]) {
+      add(p[row], logits);
+#pragma unroll
+      for (int j = 0; j < kChunk; ++j)
+        if (chunk_present >> j & 1 && beats(logits[j], best[row]))
+          best[row] = logits[j], winner[row] = chunk + j;
     });
 #pragma unroll
-    for (int row = 0; row < kRows; ++row) {
-      if (unlabelled >> row & 1) {
-        p[row].logit = best[row];
-        const A probability = p[row].probability();
-        const int sure = probability > A(0) ? winner[row] : 0;  // of zeros, the lowest class
-        label[row] = probability >= call.threshold ? sure : kIgnored;
-      }
-      if (x < call.width && top + row < call.height) {
-        const int64_t pixel = (n * call.height + top + row) * call.width + x;
-        const int64_t value = label[row] == kIgnored ? call.ignore_index : label[row];
-        if (call.labels8)
-          call.labels8[pixel] = static_cast<uint8_t>(value);
-        else
-          call.labels32[pixel] = static_cast<int32_t>(value);
-      }
+  for (int row = 0; row < kRows; ++row) {
+    if (labels.unlabeled >> row & 1) {
+      const A probability = device::probability<A>(p[row], best[row]);
+      const int sure = probability > A(0) ? winner[row] : 0;  // of zeros, the lowest class
+      labels.label[row] = probability >= call.threshold ? sure : kIgnored;
+      if (labels.label[row] != kIgnored) labels.labeled |= 1u << row;
+    }
+    if (!is_inside(call, at, row)) continue;
+    const int64_t value = labels.label[row] == kIgnored ? call.ignore_index : labels.label[row];
+    if (call.labels8)
+      call.labels8[pixel_index(call, at, row)] = static_cast<uint8_t>(value);
+    else
+      call.labels32[pixel_index(call, at, row)] = static_cast<int32_t>(value);
+  }
+}
+
+// Add a column's terms of the annotation loss. Return q of the BLP label, if there is one.
+template <typename T, typename A = accumulate_t<T>>
+__device__ void add_annotation_terms(const CudaLossCall<T>& call, const PixelColumn<A>& at,
+                                     const ColumnLabels& labels, A (*q_of_label)[kThreads],
+                                     LossSums<A>& sums) {
+  Softmax<A> q[kRows];
+#pragma unroll
+  for (int row = 0; row < kRows; ++row) q[row] = no_classes<A>();
+  if (labels.counts)
+    visit_column(
+        call.annotation, at, [](int) {},
+        [&](int row, const A(&logits)[kChunk]) { add(q[row], logits); });
+#pragma unroll
+  for (int row = 0; row < kRows; ++row) {
+    if (!is_inside(call, at, row)) continue;
+    const int64_t pixel = pixel_index(call, at, row);
+    const int target = labels.target[row], label = labels.label[row];
+    if (target == kIgnored) {
+      call.annotation_pixels.write_none(pixel);
+      continue;
+    }
+    const A logit = logit_at(call.annotation, at.n, at.down[row], at.across, target);
+    const bool labeled = target < call.classes;
+    const A cross_entropy = -log_probability<A>(q[row], logit);
+    sums[kLabeled] += labeled ? cross_entropy : A(0);
+    sums[kUnlabeled] += labeled ? A(0) : cross_entropy;
+    sums[kLabeledCount] += labeled ? A(1) : A(0);
+    sums[kUnlabeledCount] += labeled ? A(0) : A(1);
+    call.annotation_pixels.write(pixel, q[row], labeled ? A(0) : call.log_unlabeled_weight);
+    if (labels.labeled >> row & 1) {
+      const A own =
+          label == target ? logit : logit_at(call.annotation, at.n, at.down[row], at.across, label);
+      q_of_label[row][threadIdx.x] = probability<A>(q[row], own);
     }
   }
-#pragma unroll
-  for (int row = 0; row < kRows; ++row)
-    if (label[row] >= 0 && label[row] < call.classes) labelled |= 1u << row;
+}
 
-  A sums[kSums] = {};
-  __shared__ A q_of_pixel[kThreads * kRows];  // where the annotation loss has it made
-  if (call.wants_annotation) {
-    Picked<A> q[kRows];
-    A own[kRows];  // logit of the BLP loss's label
-    for_each_logit(call.annotation, call, n, top, x, counts, [&](int k, int row, A logit) {
-      add(q[row].softmax, logit);
-      if (k == target[row]) q[row].logit = logit;
-      if (k == label[row]) own[row] = logit;
-    });
+// Add one labeled pixel's terms of the BLP loss. p: the softmax over seg, and the label's logit.
+template <typename T, typename A = accumulate_t<T>>
+__device__ void add_blp_terms(const CudaLossCall<T>& call, int64_t pixel, const Softmax<A>& p,
+                              A logit, A q, LossSums<A>& sums) {
+  const A weight = blp_weight<A>(probability<A>(p, logit), q, call.gamma);
+  sums[kBlp] -= weight * log_probability<A>(p, logit);
+  sums[kBlpWeight] += weight;
+  call.blp_pixels.write(pixel, p, log<A>(weight));
+}
+
+// Add the BLP terms of a column whose softmaxes are known, since pseudo labels were made.
+template <typename T, typename A = accumulate_t<T>>
+__device__ void add_blp_terms_of_column(const CudaLossCall<T>& call, const PixelColumn<A>& at,
+                                        const ColumnLabels& labels, const Softmax<A> (&p)[kRows],
+                                        const A (*q_of_label)[kThreads], LossSums<A>& sums) {
 #pragma unroll
-    for (int row = 0; row < kRows; ++row) {
-      const int64_t pixel = (n * call.height + top + row) * call.width + x;
-      if (backward) {
-        const Shares<A>& shares = shares_of_image[n];
-        const A share = unlabelled >> row & 1 ? shares.unlabelled : shares.labelled;
-        if (x < call.width && top + row < call.height)
-          to_annotation.write(pixel, q[row].softmax, counts >> row & 1 ? share : A(0));
-      } else if (counts >> row & 1) {
-        const bool named = !(unlabelled >> row & 1);
-        const A entropy = -q[row].log_probability();
-        sums[kLabelled] += named ? entropy : A(0);
-        sums[kUnlabelled] += named ? A(0) : entropy;
-        sums[kLabelledCount] += named ? A(1) : A(0);
-        sums[kUnlabelledCount] += named ? A(0) : A(1);
-      }
-      if (labelled >> row & 1)
-        q_of_pixel[row * kThreads + threadIdx.x] = probability<A>(q[row].softmax, own[row]);
-    }
+  for (int row = 0; row < kRows; ++row) {
+    if (!(labels.labeled >> row & 1)) continue;
+    const TwoWeightTap<A>& down = at.down[row];
+    const int label = labels.label[row];
+    A q;
+    if (call.wants_annotation)
+      q = q_of_label[row][threadIdx.x];
+    else
+      q = probability<A>(softmax_at(call.annotation, at.n, down, at.across),
+                         logit_at(call.annotation, at.n, down, at.across, label));
+    const A logit = logit_at(call.seg, at.n, down, at.across, label);
+    add_blp_terms(call, pixel_index(call, at, row), p[row], logit, q, sums);
   }
+}
 
+// Add the BLP terms of the block's labeled pixels, which are listed first.
+template <typename T, typename A = accumulate_t<T>>
+__device__ void add_blp_terms_of_list(const CudaLossCall<T>& call, const PixelColumn<A>& at,
+                                      const ColumnLabels& labels, const A (*q_of_label)[kThreads],
+                                      LossSums<A>& sums) {
+  __shared__ int listed[kThreads * kRows], label_of[kThreads * kRows], count_of_warp[kWarps];
+  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
+
+  // 1. List the labeled pixels, in an order that does not depend on timing.
+  unsigned lanes[kRows];
+  int count = 0;
+#pragma unroll
+  for (int row = 0; row < kRows; ++row) {
+    lanes[row] = __ballot_sync(~0u, labels.labeled >> row & 1);
+    count += __popc(lanes[row]);
+  }
+  if (lane == 0) count_of_warp[warp] = count;
+  __syncthreads();
+  int place = 0, total = 0;
+#pragma unroll
+  for (int other = 0; other < kWarps; ++other) {
+    place += other < warp ? count_of_warp[other] : 0;
+    total += count_of_warp[other];
+  }
+#pragma unroll
+  for (int row = 0; row < kRows; ++row) {
+    if (labels.labeled >> row & 1) {
+      const int own = place + __popc(lanes[row] & ((1u << lane) - 1));
+      listed[own] = row * kThreads + threadIdx.x;
+      label_of[own] = labels.label[row];
+    }
+    place += __popc(lanes[row]);
+  }
+  __syncthreads();
+
+  // 2. Take one pixel of the list per thread.
+  for (int i = threadIdx.x; i < total; i += kThreads) {
+    const int row = listed[i] / kThreads, column = listed[i] % kThreads;
+    PixelColumn<A> pixel = at;
+    pixel.x = at.left + column;
+    pixel.across = two_weight_tap<A>(pixel.x, call.in_width, call.width);
+    const TwoWeightTap<A>&down = at.down[row], &across = pixel.across;
+    A q;
+    if (call.wants_annotation)
+      q = q_of_label[row][column];
+    else
+      q = probability<A>(softmax_at(call.annotation, at.n, down, across),
+                         logit_at(call.annotation, at.n, down, across, label_of[i]));
+    const Softmax<A> p = softmax_at(call.seg, at.n, down, across);
+    const A logit = logit_at(call.seg, at.n, down, across, label_of[i]);
+    add_blp_terms(call, pixel_index(call, pixel, row), p, logit, q, sums);
+  }
+}
+
+// Add up the sums of the block's threads, always in the same order.
+template <typename A>
+__device__ void write_block_sums(LossSums<A>& sums, A* sums_of_block) {
+  __shared__ A per_warp[kWarps][kLossSums];
+  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
+#pragma unroll
+  for (int i = 0; i < kLossSums; ++i) {
+    for (int distance = kWarp / 2; distance > 0; distance /= 2)
+      sums[i] += __shfl_down_sync(~0u, sums[i], distance);
+    if (lane == 0) per_warp[warp][i] = sums[i];
+  }
+  __syncthreads();
+  if (threadIdx.x >= kLossSums) return;
+  A sum = 0;
+  for (int other = 0; other < kWarps; ++other) sum += per_warp[other][threadIdx.x];
+  sums_of_block[int64_t{blockIdx.x} * kLossSums + threadIdx.x] = sum;
+}
+
+// One block per pixel block: writes the block's sums, its pseudo labels and what backward needs.
+template <typename T>
+__global__ void __launch_bounds__(kThreads, sizeof(accumulate_t<T>) == 4 ? 4 : 2)
+    loss_pixels(CudaLossCall<T> call, accumulate_t<T>* sums_of_block) {
+  using A = accumulate_t<T>;
+  __shared__ TwoWeightTap<A> down[kRows];
+  __shared__ A q_of_label[kRows][kThreads];  // if the annotation loss makes it
+  LossSums<A> sums;
+
+  // 1. Find this thread's pixels and their labels.
+  const PixelColumn<A> at = locate_column(call, down);
+  ColumnLabels labels = read_labels(call, at);
+
+  // 2. Make pseudo labels, which the BLP loss then learns.
+  Softmax<A> p[kRows];
+  if (call.makes_labels()) make_pseudo_labels(call, at, labels, p);
+
+  // 3. Add the annotation loss's terms, which every pixel has that is not ignored.
+  if (call.wants_annotation) add_annotation_terms(call, at, labels, q_of_label, sums);
+
+  // 4. Add the BLP loss's terms, which labeled pixels have.
   if (call.wants_blp) {
-    // A labelled pixel's part in the loss, once p and q are known.
-    const auto use = [&](int64_t y, int64_t column, const Picked<A>& of_class, A q) {
-      const A weight = blp_weight<A>(of_class.probability(), q, call.gamma);
-      if (backward) {
-        const int64_t pixel = (n * call.height + y) * call.width + column;
-        to_seg.write(pixel, of_class.softmax, weight * shares_of_image[n].blp);
-      } else {
-        sums[kBlp] -= weight * of_class.log_probability();
-        sums[kBlpWeight] += weight;
-      }
-    };
-    if (call.makes_labels()) {
 #pragma unroll
-      for (int row = 0; row < kRows; ++row) {
-        if (!(labelled >> row & 1)) continue;
-        const A q = call.wants_annotation
-                        ? q_of_pixel[row * kThreads + threadIdx.x]
-                        : pick(call.annotation, call, n, top + row, x, label[row]).probability();
-        use(top + row, x, p[row], q);
-      }
-    } else {
-      __shared__ int listed[kThreads / kWarp][kWarp * kRows],
-          label_of[kThreads / kWarp][kWarp * kRows];
-      int count = 0;
-#pragma unroll
-      for (int row = 0; row < kRows; ++row) {
-        const unsigned lanes = __ballot_sync(~0u, labelled >> row & 1);
-        if (labelled >> row & 1) {
-          const int place = count + __popc(lanes & ((1u << lane) - 1));
-          listed[warp][place] = row * kThreads + threadIdx.x;
-          label_of[warp][place] = label[row];
-        }
-        count += __popc(lanes);
-        if (backward && x < call.width && top + row < call.height && !(labelled >> row & 1))
-          to_seg.write((n * call.height + top + row) * call.width + x, no_classes<A>(), A(0));
-      }
-      __syncwarp();
-      for (int i = lane; i < count; i += kWarp) {
-        const int place = listed[warp][i], own = label_of[warp][i];
-        const int64_t y = top + place / kThreads;
-        const int64_t column = int64_t{blockIdx.x % across} * kThreads + place % kThreads;
-        const A q = call.wants_annotation
-                        ? q_of_pixel[place]
-                        : pick(call.annotation, call, n, y, column, own).probability();
-        use(y, column, pick(call.seg, call, n, y, column, own), q);
-      }
-    }
+    for (int row = 0; row < kRows; ++row)
+      if (is_inside(call, at, row) && !(labels.labeled >> row & 1))
+        call.blp_pixels.write_none(pixel_index(call, at, row));
+    if (call.makes_labels())
+      add_blp_terms_of_column(call, at, labels, p, q_of_label, sums);
+    else
+      add_blp_terms_of_list(call, at, labels, q_of_label, sums);
   }
 
-  if constexpr (!backward) {
-    // Sums of the tile, always in the same order.
-    __shared__ A sums_of_warp[kThreads / kWarp][kSums];
-#pragma unroll
-    for (int i = 0; i < kSums; ++i) {
-      for (int distance = kWarp / 2; distance > 0; distance /= 2)
-        sums[i] += __shfl_down_sync(~0u, sums[i], distance);
-      if (lane == 0) sums_of_warp[warp][i] = sums[i];
-    }
-    __syncthreads();
-    if (threadIdx.x < kSums) {
-      A sum = 0;
-      for (int other = 0; other < kThreads / kWarp; ++other)
-        sum += sums_of_warp[other][threadIdx.x];
-      sums_of_tile[static_cast<int64_t>(blockIdx.x) * kSums + threadIdx.x] = sum;
-    }
-  }
+  // 5. Add up the block.
+  write_block_sums(sums, sums_of_block);
 }
 
 }  // namespace blpseg::device

@@ -1,248 +1,246 @@
 // blpseg::blp_loss, annotation_loss, pseudo_labels and blp_objective on CUDA, with their backwards.
-// Called by blpseg_ops/ops/<op>.py; the references are blpseg_ops/reference/<op>.py.
+// blpseg_ops/ops/<op>.py calls them; blpseg_ops/reference/<op>.py defines them.
 //
-// Forward: a kernel over all pixels (loss_pixels.cuh) leaves the sums of each tile, and one block
-// adds them up. Backward: the same kernel leaves what each pixel's gradients are made of, and a
-// second one gathers them (loss_gradients.cuh). Nothing waits for the device.
+// Forward: a kernel over all pixels (loss_pixels.cuh) leaves the sums of each pixel block and what
+// backward needs per pixel; two small ones add the sums up (finish_losses.cuh). Backward: one
+// kernel per loss gathers the gradients (gather_gradients.cuh). Nothing waits for the device.
 
 #include <algorithm>
+#include <cmath>
 #include <optional>
 
-#include "loss_gradients.cuh"
+#include "finish_losses.cuh"
+#include "gather_gradients.cuh"
 #include "loss_ops.h"
 #include "loss_pixels.cuh"
 #include "stream.h"
 
 namespace blpseg {
-namespace device {
-
-// Adds up the tiles' sums of every image, and makes the losses of them. One block.
-template <typename A>
-__global__ void __launch_bounds__(kThreads)
-    finish_losses(const A* sums_of_tile, int64_t tiles, int64_t images, A unlabeled_weight,
-                  A* blp_loss, A* blp_weight_sum, A* annotation_loss, A* annotation_weight_sum) {
-  __shared__ double of_warp[kWarps][kSums];
-  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
-  double all[kSums] = {};  // the images of this warp; kBlp: their losses
-  for (int64_t n = warp; n < images; n += kWarps) {
-    double sums[kSums] = {};
-    for (int64_t tile = lane; tile < tiles; tile += kWarp)
-#pragma unroll
-      for (int i = 0; i < kSums; ++i) sums[i] += sums_of_tile[(n * tiles + tile) * kSums + i];
-#pragma unroll
-    for (int i = 0; i < kSums; ++i)
-      for (int distance = kWarp / 2; distance > 0; distance /= 2)
-        sums[i] += __shfl_down_sync(~0u, sums[i], distance);
-    if (lane == 0 && blp_weight_sum) blp_weight_sum[n] = static_cast<A>(sums[kBlpWeight]);
-    sums[kBlp] /= sums[kBlpWeight] + kGuard;
-#pragma unroll
-    for (int i = 0; i < kSums; ++i) all[i] += sums[i];
-  }
-  if (lane == 0)
-    for (int i = 0; i < kSums; ++i) of_warp[warp][i] = all[i];
-  __syncthreads();
-  if (threadIdx.x > 0) return;
-  double sums[kSums] = {};
-  for (int other = 0; other < kWarps; ++other)
-    for (int i = 0; i < kSums; ++i) sums[i] += of_warp[other][i];
-  if (blp_loss) *blp_loss = static_cast<A>(sums[kBlp] / (images > 0 ? images : 1));
-  if (!annotation_loss) return;
-  const double weight = sums[kLabelledCount] + unlabeled_weight * sums[kUnlabelledCount];
-  const double total = sums[kLabelled] + unlabeled_weight * sums[kUnlabelled];
-  *annotation_loss = static_cast<A>(total / (weight > 0 ? weight : 1));
-  *annotation_weight_sum = static_cast<A>(weight);
-}
-
-// Null pointers stand for a loss that is not asked for.
-template <typename A>
-__global__ void make_shares(const A* grad_blp_loss, const A* blp_weight_sum,
-                            const A* grad_annotation_loss, const A* annotation_weight_sum,
-                            A unlabeled_weight, int64_t images, int64_t stride,
-                            Shares<A>* shares_of_image) {
-  for (int64_t n = threadIdx.x; n < images; n += blockDim.x) {
-    Shares<A> shares = {};
-    if (grad_blp_loss)
-      shares.blp = *grad_blp_loss / ((blp_weight_sum[n * stride] + A(kGuard)) * images);
-    if (grad_annotation_loss) {
-      const A weight = *annotation_weight_sum;
-      shares.labelled = *grad_annotation_loss / (weight > A(0) ? weight : A(1));
-      shares.unlabelled = unlabeled_weight * shares.labelled;
-    }
-    shares_of_image[n] = shares;
-  }
-}
-
-}  // namespace device
-
 namespace {
 
-using device::Labels;
-using device::LossCall;
-using device::PixelGradients;
-using device::Shares;
+using device::CudaLossCall;
+using device::GatherCall;
+using device::LabelMap;
+using device::LossResults;
 
 template <typename A>
-A* data_of(std::optional<Tensor>& tensor) {
-  return tensor ? static_cast<A*>(tensor->mutable_data_ptr()) : nullptr;
+A* data_ptr(const Tensor& tensor) {
+  return static_cast<A*>(tensor.mutable_data_ptr());
 }
 
 template <typename A>
-const A* data_of(const Tensor* tensor) {
-  return tensor ? static_cast<const A*>(tensor->const_data_ptr()) : nullptr;
+const A* const_data_ptr(const Tensor& tensor) {
+  return static_cast<const A*>(tensor.const_data_ptr());
 }
 
-int64_t tiles_of_image(const LossInputs& inputs) {
-  return device::divide_up(inputs.target.size(1), device::kRows) *
-         device::divide_up(inputs.target.size(2), device::kThreads);
+Tensor allocate(const LossInputs& inputs, const std::vector<int64_t>& size) {
+  return torch::stable::new_empty(inputs.any_logits(), size, wide_dtype(inputs.any_logits()));
 }
 
-unsigned blocks(const LossInputs& inputs, int64_t of_image) {
-  const int64_t count = inputs.images() * of_image;
-  STD_TORCH_CHECK(count < int64_t{1} << 31, inputs.op, ": a batch of ", count,
-                  " tiles is more than a CUDA grid can have");
-  return static_cast<unsigned>(count);
+// The planes that forward saves per loss, and the sizes of what it returns.
+std::vector<int64_t> pixels_size(const LossInputs& inputs, int64_t planes) {
+  const Tensor& target = *inputs.target;
+  return {planes, target.size(0), target.size(1), target.size(2)};
 }
 
-Tensor room(const LossInputs& inputs, const std::vector<int64_t>& size) {
-  return torch::stable::new_empty(inputs.any(), size, wide_dtype(inputs.any()));
+constexpr int64_t kBlpPlanes = 2, kAnnotationPlanes = 1;  // of SavedPixels
+
+template <typename A>
+device::SavedPixels<A> saved_pixels(A* pixels, const Tensor& target, int64_t planes) {
+  return {pixels, planes > 1 ? pixels + target.numel() : nullptr};
+}
+
+unsigned grid_size(const LossInputs& inputs, int64_t blocks) {
+  STD_TORCH_CHECK(blocks < int64_t{1} << 31, inputs.op, ": the batch needs ", blocks,
+                  " CUDA blocks, more than a grid can have; use a smaller batch");
+  return static_cast<unsigned>(blocks);
+}
+
+// Indices along one axis are 32 bits wide in the kernels.
+void check_kernel_sizes(const char* op, const Tensor& logits, const Tensor& labels) {
+  for (const Tensor* tensor : {&logits, &labels})
+    for (int64_t axis = 0; axis < tensor->dim(); ++axis)
+      STD_TORCH_CHECK(tensor->size(axis) < int64_t{1} << 30, op,
+                      ": the CUDA kernels take sizes below 2^30, got ", tensor->size(axis));
 }
 
 template <typename T>
-LossCall<T> make_call(const LossInputs& inputs) {
-  const Tensor &any = inputs.any(), &target = inputs.target;
-  return {View4<T>(inputs.seg ? *inputs.seg : any),
-          View4<T>(inputs.annotation ? *inputs.annotation : any),
-          inputs.wants_blp,
-          inputs.wants_annotation,
-          Labels(target),
-          Labels(),
-          inputs.images(),
-          inputs.classes(),
-          any.size(2),
-          any.size(3),
-          target.size(1),
-          target.size(2),
-          inputs.ignore_index,
-          static_cast<accumulate_t<T>>(inputs.gamma)};
+CudaLossCall<T> make_call(const LossInputs& inputs) {
+  const Tensor &logits = inputs.any_logits(), &target = *inputs.target;
+  CudaLossCall<T> call = {View4<T>(inputs.seg ? *inputs.seg : logits),
+                          View4<T>(inputs.annotation ? *inputs.annotation : logits)};
+  call.wants_blp = inputs.wants_blp;
+  call.wants_annotation = inputs.wants_annotation;
+  call.target = LabelMap(target);
+  check_kernel_sizes(inputs.op, logits, target);
+  call.classes = static_cast<int>(inputs.classes());
+  call.in_height = static_cast<int>(logits.size(2));
+  call.in_width = static_cast<int>(logits.size(3));
+  call.height = static_cast<int>(target.size(1));
+  call.width = static_cast<int>(target.size(2));
+  // Pixel blocks start where the pixels between the first two cell rows do, modulo their height:
+  // with a factor of 4 (or 8, ...) all rows of a block then lie between the same two cell rows.
+  const auto between = static_cast<int>(first_pixel(1, call.in_height, call.height));
+  call.first_row = -((device::kRows - between % device::kRows) % device::kRows);
+  call.ignore_index = inputs.ignore_index;
+  call.gamma = static_cast<accumulate_t<T>>(inputs.gamma);
+  call.log_unlabeled_weight = static_cast<accumulate_t<T>>(std::log(inputs.unlabeled_weight));
+  return call;
 }
 
-Losses forward(const LossInputs& inputs, LabelsToMake* to_make) {
+template <typename T>
+int64_t pixel_blocks_per_image(const CudaLossCall<T>& call) {
+  return device::divide_up(call.height - call.first_row, device::kRows) *
+         device::divide_up(call.width, device::kThreads);
+}
+
+Losses allocate_losses(const LossInputs& inputs) {
   Losses losses;
-  if (inputs.wants_blp) {
-    losses.blp = room(inputs, {});
-    losses.blp_weight_sum = room(inputs, {inputs.images()});
-  }
-  if (inputs.wants_annotation) {
-    losses.annotation = room(inputs, {});
-    losses.annotation_weight_sum = room(inputs, {});
-  }
-  const LaunchOn on(inputs.any(), inputs.op);
-  const int64_t tiles = tiles_of_image(inputs);
-  std::optional<Tensor> present;  // contiguous
-  if (to_make) present = torch::stable::contiguous(to_make->present);
-  Tensor sums = room(inputs, {inputs.images(), tiles, device::kSums});
-  dispatch_floating(inputs.op, inputs.name_of_any(), inputs.any().scalar_type(), [&](auto element) {
-    using T = decltype(element);
-    using A = accumulate_t<T>;
-    LossCall<T> call = make_call<T>(inputs);
-    call.checks_target = true;
-    if (to_make) {
-      call.present = static_cast<const bool*>(present->const_data_ptr());
-      call.threshold = static_cast<A>(to_make->threshold);
-      if (to_make->labels.scalar_type() == ScalarType::Byte)
-        call.labels8 = static_cast<uint8_t*>(to_make->labels.mutable_data_ptr());
-      else
-        call.labels32 = static_cast<int32_t*>(to_make->labels.mutable_data_ptr());
-    }
-    A* sums_of_tile = static_cast<A*>(sums.mutable_data_ptr());
-    if (inputs.images() > 0)
-      device::loss_pixels<T, false><<<blocks(inputs, tiles), device::kThreads, 0, on.stream>>>(
-          call, nullptr, sums_of_tile, {}, {});
-    on.check();
-    if (!inputs.wants_blp && !inputs.wants_annotation) return;
-    device::finish_losses<A><<<1, device::kThreads, 0, on.stream>>>(
-        sums_of_tile, tiles, inputs.images(), static_cast<A>(inputs.unlabeled_weight),
-        data_of<A>(losses.blp), data_of<A>(losses.blp_weight_sum), data_of<A>(losses.annotation),
-        data_of<A>(losses.annotation_weight_sum));
-    on.check();
-  });
+  if (inputs.wants_blp)
+    losses.blp = Loss{allocate(inputs, {}), allocate(inputs, {inputs.images()}),
+                      allocate(inputs, pixels_size(inputs, kBlpPlanes))};
+  if (inputs.wants_annotation)
+    losses.annotation = Loss{allocate(inputs, {}), allocate(inputs, {}),
+                             allocate(inputs, pixels_size(inputs, kAnnotationPlanes))};
   return losses;
 }
 
-// Room for PixelGradients of [N, H, W] pixels.
-class PixelRoom {
- public:
-  explicit PixelRoom(const LossInputs& inputs)
-      : plane_(inputs.target.numel()), numbers_(room(inputs, {3, plane_})) {}
-
-  template <typename A>
-  PixelGradients<A> get() {
-    A* numbers = static_cast<A*>(numbers_.mutable_data_ptr());
-    return {numbers, numbers + plane_, numbers + 2 * plane_};
-  }
-
- private:
-  int64_t plane_;
-  Tensor numbers_;
-};
-
-// As many columns of cells for a warp as make good use of it: its pixels, those beyond the patch's
-// edges among them, shall fill whole runs of 32 columns.
-int64_t patch_columns(int64_t in, int64_t out) {
-  const int64_t scale = device::divide_up(out, in);
-  const int64_t pixels = scale <= 4 ? device::kWarp : 4 * device::kWarp;
-  return std::clamp<int64_t>(pixels * in / out - 1, 1, device::kWarp - 1);
-}
-
 template <typename T>
-void gather(const LossInputs& inputs, const Tensor& logits, const Tensor& labels,
-            const PixelGradients<accumulate_t<T>>& pixels, const LaunchOn& on, Tensor& grad) {
+void launch_forward(const LossInputs& inputs, const Losses& losses, const Tensor* present,
+                    const PseudoLabels* pseudo, const LaunchOn& on) {
   using A = accumulate_t<T>;
-  const int64_t columns = patch_columns(logits.size(3), labels.size(2));
-  const int64_t patches = device::divide_up(logits.size(3), columns) *
-                          device::divide_up(logits.size(2), device::kPatchRows<A>) *
-                          device::divide_up(logits.size(1), device::kClasses * device::kWarps);
-  device::loss_gradients<T><<<blocks(inputs, patches), device::kThreads, 0, on.stream>>>(
-      View4<T>(logits), Labels(labels), labels.size(1), labels.size(2), pixels, columns,
-      OutputView4<T>(grad));
+  CudaLossCall<T> call = make_call<T>(inputs);
+  LossResults<A> results;
+  if (losses.blp) {
+    results.blp = data_ptr<A>(losses.blp->value);
+    call.blp_pixels = saved_pixels(data_ptr<A>(losses.blp->pixels), *inputs.target, kBlpPlanes);
+  }
+  if (losses.annotation) {
+    results.annotation = data_ptr<A>(losses.annotation->value);
+    results.annotation_weight_sum = data_ptr<A>(losses.annotation->weight_sum);
+    call.annotation_pixels =
+        saved_pixels(data_ptr<A>(losses.annotation->pixels), *inputs.target, kAnnotationPlanes);
+  }
+  if (pseudo) {
+    call.present = const_data_ptr<bool>(*present);
+    call.threshold = static_cast<A>(pseudo->threshold);
+    if (pseudo->labels.scalar_type() == ScalarType::Byte)
+      call.labels8 = data_ptr<uint8_t>(pseudo->labels);
+    else
+      call.labels32 = data_ptr<int32_t>(pseudo->labels);
+  }
+  const int64_t images = inputs.images(), blocks = pixel_blocks_per_image(call);
+  const Tensor block_sums = allocate(inputs, {images, blocks, device::kLossSums});
+  const Tensor image_sums = torch::stable::new_empty(
+      inputs.any_logits(), {images, device::kLossSums}, ScalarType::Double);
+  A* sums_of_block = data_ptr<A>(block_sums);
+  double* sums_of_image = data_ptr<double>(image_sums);
+  if (images > 0) {
+    device::loss_pixels<T><<<grid_size(inputs, images * blocks), device::kThreads, 0, on.stream>>>(
+        call, sums_of_block);
+    on.check();
+  }
+  if (!losses.blp && !losses.annotation) return;
+  A* blp_weight_sum = losses.blp ? data_ptr<A>(losses.blp->weight_sum) : nullptr;
+  if (images > 0) {
+    device::sum_images<A><<<grid_size(inputs, images), device::kThreads, 0, on.stream>>>(
+        sums_of_block, blocks, sums_of_image, blp_weight_sum);
+    on.check();
+  }
+  device::finish_losses<A><<<1, device::kThreads, 0, on.stream>>>(sums_of_image, images, kGuard,
+                                                                  inputs.unlabeled_weight, results);
   on.check();
 }
 
-Gradients backward(const LossInputs& inputs, const Tensor& blp_target, const Upstream& of_blp,
-                   const Upstream& of_annotation) {
+Losses forward(const LossInputs& inputs, PseudoLabels* pseudo) {
+  const LaunchOn on(inputs.any_logits(), inputs.op);
+  const Losses losses = allocate_losses(inputs);
+  std::optional<Tensor> present;
+  if (pseudo) present = torch::stable::contiguous(pseudo->present);
+  dispatch_floating(inputs.op, inputs.name_of_any_logits(), inputs.any_logits().scalar_type(),
+                    [&](auto element) {
+                      launch_forward<decltype(element)>(inputs, losses,
+                                                        present ? &*present : nullptr, pseudo, on);
+                    });
+  return losses;
+}
+
+// How gather_gradients shares out the cells.
+struct GatherGrid {
+  int lanes_per_gap = 1, cell_rows = device::kMaxCellRows;
+  int64_t threads, blocks;
+
+  GatherGrid(int64_t images, const Tensor& logits, const Tensor& labels) {
+    constexpr int64_t kEnoughWarps = 2048;  // 4 per scheduler of a large GPU
+    const int64_t in_width = logits.size(3);
+    const int64_t columns_per_gap = device::divide_up(labels.size(2), in_width);
+    while (lanes_per_gap < device::kWarp / 2 && lanes_per_gap * device::kBatch < columns_per_gap)
+      lanes_per_gap *= 2;
+    threads = std::min<int64_t>(
+        device::divide_up(in_width * lanes_per_gap, device::kWarp) * device::kWarp,
+        device::kThreads);
+    const int64_t per_row = images * device::divide_up(logits.size(1), device::kClasses) *
+                            device::blocks_across(in_width, threads / lanes_per_gap);
+    const auto count = [&] { return per_row * device::divide_up(logits.size(2), cell_rows); };
+    while (cell_rows > 1 && count() * threads < kEnoughWarps * device::kWarp) cell_rows /= 2;
+    blocks = count();
+  }
+};
+
+// Gathers the gradients of one loss. labels: [N, H, W]; pixels: what forward saved.
+template <typename T>
+void launch_gather(const LossInputs& inputs, const Tensor& logits, const Tensor& labels,
+                   const LossGrad& loss, int64_t planes, const LaunchOn& on, const Tensor& grad) {
+  using A = accumulate_t<T>;
+  const std::vector<int64_t> size = pixels_size(inputs, planes);
+  check_wide(inputs.op, "what forward saved per pixel", *loss.pixels, logits, size);
+  const Tensor pixels = torch::stable::contiguous(*loss.pixels);
+  const GatherGrid grid(inputs.images(), logits, labels);
+  check_kernel_sizes(inputs.op, logits, labels);
+  GatherCall<T> call = {View4<T>(logits), OutputView4<T>(grad)};
+  call.labels = LabelMap(labels);
+  call.pixels = saved_pixels(const_data_ptr<A>(pixels), labels, planes);
+  call.scales.grad_loss = const_data_ptr<A>(*loss.grad_loss);
+  call.scales.weight_sum = const_data_ptr<A>(*loss.weight_sum);
+  if (planes == kBlpPlanes) {
+    call.scales.weight_sum_stride = loss.weight_sum->stride(0);
+    call.scales.images = inputs.images();
+    call.scales.guard = static_cast<A>(kGuard);
+  }
+  call.unlabeled_weight = static_cast<A>(inputs.unlabeled_weight);
+  call.unlabeled = static_cast<int>(inputs.classes());
+  call.classes = static_cast<int>(logits.size(1));
+  call.in_height = static_cast<int>(logits.size(2));
+  call.in_width = static_cast<int>(logits.size(3));
+  call.height = static_cast<int>(labels.size(1));
+  call.width = static_cast<int>(labels.size(2));
+  call.lanes_per_gap = grid.lanes_per_gap;
+  call.cell_rows = grid.cell_rows;
+  const auto threads = static_cast<unsigned>(grid.threads);
+  const unsigned blocks = grid_size(inputs, grid.blocks);
+  if (labels.scalar_type() == ScalarType::Byte)
+    device::gather_gradients<T, uint8_t><<<blocks, threads, 0, on.stream>>>(call);
+  else
+    device::gather_gradients<T, void><<<blocks, threads, 0, on.stream>>>(call);
+  on.check();
+}
+
+Gradients backward(const LossInputs& inputs, const Tensor& blp_target, const LossGrad& blp,
+                   const LossGrad& annotation) {
   Gradients grads;
   if (inputs.wants_blp) grads.seg = torch::stable::empty_like(*inputs.seg);
   if (inputs.wants_annotation) grads.annotation = torch::stable::empty_like(*inputs.annotation);
   if (inputs.images() == 0) return grads;
-
-  const LaunchOn on(inputs.any(), inputs.op);
-  Tensor shares = room(inputs, {inputs.images(), 3});
-  std::optional<PixelRoom> seg_room, annotation_room;
-  if (inputs.wants_blp) seg_room.emplace(inputs);
-  if (inputs.wants_annotation) annotation_room.emplace(inputs);
-  dispatch_floating(inputs.op, inputs.name_of_any(), inputs.any().scalar_type(), [&](auto element) {
-    using T = decltype(element);
-    using A = accumulate_t<T>;
-    static_assert(sizeof(Shares<A>) == 3 * sizeof(A));
-    auto* shares_of_image = static_cast<Shares<A>*>(shares.mutable_data_ptr());
-    device::make_shares<A><<<1, device::kThreads, 0, on.stream>>>(
-        data_of<A>(of_blp.grad_loss), data_of<A>(of_blp.weight_sum),
-        data_of<A>(of_annotation.grad_loss), data_of<A>(of_annotation.weight_sum),
-        static_cast<A>(inputs.unlabeled_weight), inputs.images(),
-        of_blp.weight_sum ? of_blp.weight_sum->stride(0) : 0, shares_of_image);
-    on.check();
-    LossCall<T> call = make_call<T>(inputs);
-    call.blp_target = Labels(blp_target);
-    const auto to_seg = seg_room ? seg_room->get<A>() : PixelGradients<A>{};
-    const auto to_annotation = annotation_room ? annotation_room->get<A>() : PixelGradients<A>{};
-    device::loss_pixels<T, true>
-        <<<blocks(inputs, tiles_of_image(inputs)), device::kThreads, 0, on.stream>>>(
-            call, shares_of_image, nullptr, to_seg, to_annotation);
-    on.check();
-    if (grads.seg) gather<T>(inputs, *inputs.seg, blp_target, to_seg, on, *grads.seg);
-    if (grads.annotation)
-      gather<T>(inputs, *inputs.annotation, inputs.target, to_annotation, on, *grads.annotation);
-  });
+  const LaunchOn on(inputs.any_logits(), inputs.op);
+  dispatch_floating(
+      inputs.op, inputs.name_of_any_logits(), inputs.any_logits().scalar_type(), [&](auto element) {
+        using T = decltype(element);
+        if (grads.seg)
+          launch_gather<T>(inputs, *inputs.seg, blp_target, blp, kBlpPlanes, on, *grads.seg);
+        if (grads.annotation)
+          launch_gather<T>(inputs, *inputs.annotation, *inputs.target, annotation,
+                           kAnnotationPlanes, on, *grads.annotation);
+      });
   return grads;
 }
 

@@ -1,4 +1,4 @@
-// Where kernels are launched: on the device of a tensor, on torch's current stream there.
+// The device of a tensor and torch's current stream there, on which kernels are launched.
 #pragma once
 
 #include <cuda_runtime.h>

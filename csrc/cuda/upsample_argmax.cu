@@ -1,13 +1,14 @@
-// blpseg::upsample_argmax on CUDA: one thread a column of output pixels. Neighbouring threads
-// read neighbouring logits, and the few low-resolution rows in use stay in the caches.
-// Called by blpseg_ops/ops/upsample_argmax.py; taps, blends and ties are the CPU kernel's own
-// (csrc/bilinear.h, csrc/argmax.h).
+// blpseg::upsample_argmax on CUDA: one thread per column of output pixels. Neighboring threads read
+// neighboring logits, and the few rows of cells in use stay in the caches.
+// blpseg_ops/ops/upsample_argmax.py calls it. Taps, lerps and ties are those of the CPU kernel
+// (csrc/bilinear.h, csrc/losses.h, csrc/argmax.h).
 
 #include <algorithm>
 #include <limits>
 
 #include "argmax.h"
 #include "bilinear.h"
+#include "losses.h"
 #include "stream.h"
 #include "upsample_argmax.h"
 
@@ -25,7 +26,7 @@ __global__ void __launch_bounds__(kThreads)
   const Tap<A> tx = tap<A>(x, logits.size[3], width);
   const int64_t left = tx.low * logits.stride[3], right = tx.high * logits.stride[3];
 
-  const int64_t rows = logits.size[0] * height;  // of all images, one after the other
+  const int64_t rows = logits.size[0] * height;  // counted over all images
   for (int64_t row = blockIdx.y; row < rows; row += gridDim.y) {
     const int64_t n = row / height;
     const Tap<A> ty = tap<A>(row - n * height, logits.size[2], height);
@@ -36,11 +37,11 @@ __global__ void __launch_bounds__(kThreads)
     int32_t winner = 0;
     for (int32_t k = 0; k < logits.size[1]; ++k) {
       const A above =
-          blend<A>(static_cast<A>(upper[left]), static_cast<A>(upper[right]), tx.weight);
+          device::lerp<A>(static_cast<A>(upper[left]), static_cast<A>(upper[right]), tx.weight);
       const A below =
-          blend<A>(static_cast<A>(lower[left]), static_cast<A>(lower[right]), tx.weight);
-      const A logit = blend<A>(above, below, ty.weight);
-      if (displaces(logit, best)) {
+          device::lerp<A>(static_cast<A>(lower[left]), static_cast<A>(lower[right]), tx.weight);
+      const A logit = device::lerp<A>(above, below, ty.weight);
+      if (beats(logit, best)) {
         best = logit;
         winner = k;
       }

@@ -1,4 +1,4 @@
-"""Inputs of the losses, what runs them, and how far from float64 their results may be."""
+"""Inputs of the losses, functions that run them, and the errors that are allowed."""
 
 from __future__ import annotations
 
@@ -53,46 +53,46 @@ class Case:
         return self.seg_logits.shape[1]
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Case:
-        """The same with both logits changed."""
+        """Return this case with both logits changed."""
         seg, annotation = map(change, (self.seg_logits, self.annotation_logits))
         return replace(self, seg_logits=seg, annotation_logits=annotation)
 
     def to(self, dtype: torch.dtype) -> Case:
-        """The same with logits of another dtype."""
+        """Return this case with logits of another dtype."""
         return self.map(lambda x: x.to(dtype))
 
     def on(self, device: torch.device | str) -> Case:
-        """The same on another device."""
+        """Return this case on another device."""
         tensors = ("seg_logits", "annotation_logits", "target", "class_present")
         return replace(self, **{name: getattr(self, name).to(device) for name in tensors})
 
 
 @dataclass(frozen=True)
 class Results:
-    """What the losses make of a case."""
+    """The results of all losses for a case."""
 
     blp_loss: Tensor  # []
     annotation_loss: Tensor  # []
     grad_seg_logits: Tensor  # [N, K, h, w]
     grad_annotation_logits: Tensor  # [N, K + 1, h, w]
-    pseudo_labels: Tensor | None  # [N, H, W]; the BLP loss has taken them as its target
+    pseudo_labels: Tensor | None  # [N, H, W]; the target of the BLP loss
 
     def tensors(self) -> dict[str, Tensor]:
-        """All there are, by name."""
+        """Return the tensors that are not None, by name."""
         named = {field.name: getattr(self, field.name) for field in fields(self)}
         return {name: tensor for name, tensor in named.items() if tensor is not None}
 
     def cpu(self) -> Results:
-        """The same on the CPU."""
+        """Return these results on the CPU."""
         return Results(**{"pseudo_labels": None, **{k: v.cpu() for k, v in self.tensors().items()}})
 
 
-# What comes back to each loss, so that a gradient that is not multiplied by it shows.
+# Upstream gradients; a backward that ignores them fails.
 GRAD_BLP, GRAD_ANNOTATION = 1.75, -0.375
 
 
 def run_singly(case: Case, self_training: bool, backend: str = "auto") -> Results:
-    """Every loss by its own op."""
+    """Run each loss by its own op."""
     seg, annotation = (x.detach().requires_grad_() for x in _logits(case))
     labels = None
     if self_training:
@@ -125,7 +125,7 @@ def run_singly(case: Case, self_training: bool, backend: str = "auto") -> Result
 
 
 def run_objective(case: Case, self_training: bool, backend: str = "auto") -> Results:
-    """All losses in one call."""
+    """Run all losses by blp_objective."""
     seg, annotation = (x.detach().requires_grad_() for x in _logits(case))
     blp, annotated, labels = blpseg_ops.blp_objective(
         seg,
@@ -155,7 +155,7 @@ def _largest(x: Tensor) -> float:
 
 
 def assert_equal(results: Results, expected: Results) -> None:
-    """Bit for bit."""
+    """Assert that all tensors have the same bits."""
     ours, theirs = results.tensors(), expected.tensors()
     assert ours.keys() == theirs.keys()
     for name, tensor in ours.items():
@@ -164,7 +164,7 @@ def assert_equal(results: Results, expected: Results) -> None:
 
 
 def assert_close(results: Results, expected: Results, rtol: float) -> None:
-    """Alike up to a share of the largest number of each tensor; label maps exactly."""
+    """Assert errors below rtol * the largest value of each tensor; label maps must be equal."""
     ours, theirs = results.tensors(), expected.tensors()
     assert ours.keys() == theirs.keys()
     for name, tensor in ours.items():
@@ -172,17 +172,17 @@ def assert_close(results: Results, expected: Results, rtol: float) -> None:
         torch.testing.assert_close(tensor, theirs[name], rtol=0, atol=rtol * largest, msg=name)
 
 
-class Judge:
-    """A case in float64, and the rule by which results in float32 or float64 are accepted.
+class ErrorBudget:
+    """A case, its float64 results, and the error that float32 or float64 results may have.
 
-    An error is measured by the largest number of the image, and the largest error counts. In
-    float32 it may be twice that of the reference in float32, and a few roundings, which grow with
-    the logits, whose exponentials are taken. In float64 there is no better judge: results agree to
-    rounding. With pseudo labels, those that came are first checked, and then taken as the target by
-    the references as well, since a near tie may go either way.
+    An error is relative to the largest value of the image; the largest error counts. In float32 it
+    may be twice the error of the float32 reference plus a few roundings. A rounding grows with the
+    logits, since exponentials turn an absolute error into a relative one. In float64 results agree
+    up to rounding. Pseudo labels are checked first; then the references learn the same pseudo
+    labels, since a near tie may go either way.
     """
 
-    least = 0.0  # gradient of an image that errors are measured by
+    least = 0.0  # errors are relative to the image's largest gradient, and at least to this
 
     def __init__(self, case: Case) -> None:
         self.case = case.to(torch.float32)
@@ -191,13 +191,13 @@ class Judge:
     def check_ops(
         self, dtype: torch.dtype, self_training: tuple[bool, ...] = (False, True)
     ) -> None:
-        """Assert that what the ops make of the case in a dtype is accepted."""
+        """Run the ops in a dtype and check the results."""
         for run in RUNS:
             for pseudo in self_training:
                 self.check(run(self.case.to(dtype), pseudo))
 
     def check(self, results: Results) -> None:
-        """Assert that results are accepted."""
+        """Assert that no error exceeds what is allowed."""
         dtype = results.grad_seg_logits.dtype
         case = self.case
         if results.pseudo_labels is not None:
@@ -219,7 +219,7 @@ class Judge:
         size = truth.double().abs()
         if error.dim() == 4:
             size = size.amax((1, 2, 3), keepdim=True).clamp(min=self.least)
-        # Where all is 0, nothing but 0 is right. What is not finite is wrong in any case.
+        # If all expected values are 0, only 0 is right. NaN and infinity are always wrong.
         relative = (error / size).where(error != 0, 0)
         assert tensor.isfinite().all()
         return float(relative.max()) if relative.numel() else 0.0
@@ -234,7 +234,7 @@ class Judge:
 
 
 def _reference(case: Case, pseudo_labels: Tensor | None) -> Results:
-    """The losses by the reference in the case's dtype, with given pseudo labels if any."""
+    """Run the references in the case's dtype, with the given pseudo labels if any."""
     own = run_singly(case, False, "reference")
     if pseudo_labels is None:
         return own
@@ -243,7 +243,7 @@ def _reference(case: Case, pseudo_labels: Tensor | None) -> Results:
 
 
 def check_labels(labels: Tensor, case: Case, rounding: float) -> None:
-    """Assert that these are pseudo labels, up to rounding at near ties and at the threshold."""
+    """Assert that pseudo labels are right, up to rounding at near ties and at the threshold."""
     classes, ignore = case.classes, case.ignore_index
     assert labels.dtype == label_dtype(classes, ignore)
     assert labels.shape == case.target.shape
@@ -256,11 +256,11 @@ def check_labels(labels: Tensor, case: Case, rounding: float) -> None:
     largest = p.amax(1)
     ignored = labels == ignore
     assert (largest[~given & ignored] <= case.threshold + rounding).all(), "a label is missing"
-    labelled = ~given & ~ignored
-    assert ((labels >= 0) & (labels < classes))[labelled].all()
-    chosen = p.gather(1, labels.where(labelled, 0)[:, None]).squeeze(1)[labelled]
+    labeled = ~given & ~ignored
+    assert ((labels >= 0) & (labels < classes))[labeled].all()
+    chosen = p.gather(1, labels.where(labeled, 0)[:, None]).squeeze(1)[labeled]
     assert (chosen >= case.threshold - rounding).all(), "a label is below the threshold"
-    assert (chosen >= largest[labelled] - rounding).all(), "a label is not the largest"
+    assert (chosen >= largest[labeled] - rounding).all(), "a label is not the largest"
 
 
 def random_case(
@@ -272,10 +272,9 @@ def random_case(
     deviation: float = 3.0,
     **numbers: float,
 ) -> Case:
-    """Random logits and a target of one of the kinds of LABELS.
+    """Return random logits and a target of one of the kinds in LABELS.
 
-    Logits of deviation 3 have probabilities of all sizes, those near 1 included, in half of the
-    pixels with 21 classes.
+    With deviation 3 and 21 classes the probabilities have all sizes, also near 1.
     """
     ignore = int(numbers.get("ignore_index", 255))
     target = LABELS[labels](n, classes, *high)
@@ -291,7 +290,7 @@ def random_case(
     )
 
 
-# Kinds of target [N, H, W], int64: classes, K where unlabelled, and K + 1 to be ignored.
+# Kinds of target [N, H, W], int64: 0..K-1 a class, K unlabeled, K + 1 ignored.
 def _density(share: float, ignored: float = 0.1) -> Callable[[int, int, int, int], Tensor]:
     def make(n: int, classes: int, h: int, w: int) -> Tensor:
         rng = torch.Generator().manual_seed(4)
@@ -311,7 +310,7 @@ def _one_pixel(n: int, classes: int, h: int, w: int) -> Tensor:
 
 
 def _lines(n: int, classes: int, h: int, w: int) -> Tensor:
-    """Straight scribbles, a brush of 3 pixels, and a border that is ignored."""
+    """Return straight scribbles, 3 pixels wide, and a border that is ignored."""
     target = torch.full((n, h, w), classes)
     rng = torch.Generator().manual_seed(5)
     for image in target:
@@ -326,7 +325,7 @@ def _lines(n: int, classes: int, h: int, w: int) -> Tensor:
 
 
 def _some_images(n: int, classes: int, h: int, w: int) -> Tensor:
-    """Labels in every second image only; the others are unlabelled and ignored by turns."""
+    """Return labels in every second image; the others are unlabeled or ignored."""
     target = _density(0.3)(n, classes, h, w)
     target[1::4] = classes
     target[3::4] = classes + 1
@@ -341,13 +340,13 @@ LABELS: dict[str, Callable[[int, int, int, int], Tensor]] = {
     "all": _density(1.0),
     "lines": _lines,
     "every second image": _some_images,
-    "all unlabelled": lambda n, classes, h, w: torch.full((n, h, w), classes),
+    "all unlabeled": lambda n, classes, h, w: torch.full((n, h, w), classes),
     "all ignored": lambda n, classes, h, w: torch.full((n, h, w), classes + 1),
 }
 
 
 def poisoned(case: Case, which: str, value: float = math.nan) -> Case:
-    """The same with one number of one of the logits, of the first image's middle, replaced."""
+    """Return the case with one logit in the middle of the first image replaced."""
     logits = getattr(case, which).clone()
     logits[0, 0, logits.shape[2] // 2, logits.shape[3] // 2] = value
     return replace(case, **{which: logits})

@@ -1,7 +1,7 @@
-"""The CUDA kernels without a GPU: compiled for the host, and put in the place of the CPU's kernels.
+"""The CUDA kernels without a GPU: compiled for the host, they replace the CPU kernels.
 
-cuda_on_host/cuda_runtime.h runs a block's threads in turns. That shows wrong indices, sums and
-synchronisation that deadlocks; test_cuda.py and test_losses_cuda.py are for a real device.
+cuda_on_host/cuda_runtime.h runs a block's threads in turns. That shows wrong indices, wrong sums
+and deadlocks; test_cuda.py and test_losses_cuda.py need a device.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.skipif(
     shutil.which("g++") is None or not CSRC.exists(), reason="no g++, or no source of the kernels"
 )
 
-# In a process of its own: what it loads takes the place of the CPU's kernels.
+# Runs in a process of its own: the library replaces the CPU kernels.
 RUN = """
 import ctypes, sys, pytest, torch, blpseg_ops
 library, *arguments = sys.argv[1:]
@@ -35,7 +35,7 @@ sys.exit(code)
 
 
 def _for_host(source: str) -> str:
-    """A .cu file as C++: launches become calls, and kernels the CPU's."""
+    """Return a .cu file as C++: launches become calls, and the kernels register for the CPU."""
     launch = r"([\w:]+(?:<[^<>;()]*>)?)\s*<<<(.*?),([^,]*), 0, on\.stream>>>\((.*?)\);"
     call = r"cuda_on_host::launch(\2, \3, [&] { \1(\4); });"
     source, launches = re.subn(launch, call, source, flags=re.DOTALL)
@@ -46,7 +46,7 @@ def _for_host(source: str) -> str:
 
 @pytest.fixture(scope="module")
 def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The CUDA kernels in a library for the host."""
+    """Compile the CUDA kernels into a library for the host."""
     folder = tmp_path_factory.mktemp("cuda_on_host")
     counter = folder / "launches.cpp"
     counter.write_text(

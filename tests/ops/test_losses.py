@@ -1,6 +1,6 @@
 """The losses against their float64 references: values, gradients, hostile inputs.
 
-Runs on whatever "auto" takes: the kernels, or the references where there are none.
+The tests run the backend that "auto" takes: the kernels, or the references without kernels.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from ._loss_inputs import (
     SIZES,
     WIDE,
     Case,
-    Judge,
+    ErrorBudget,
     Results,
     assert_close,
     assert_equal,
@@ -46,20 +46,20 @@ self_training = pytest.mark.parametrize("pseudo", [False, True], ids=["scribbles
 
 @pytest.mark.parametrize("name", ["blp_loss", "grad_seg_logits", "grad_annotation_logits"])
 @pytest.mark.parametrize("dtype", WIDE, ids=str)
-def test_the_judge_can_refuse(name: str, dtype: torch.dtype) -> None:
-    judge = Judge(random_case(2, 5, *SIZES[1]))
-    results = run_singly(judge.case.to(dtype), self_training=True, backend="reference")
-    judge.check(results)
+def test_the_error_budget_can_refuse(name: str, dtype: torch.dtype) -> None:
+    budget = ErrorBudget(random_case(2, 5, *SIZES[1]))
+    results = run_singly(budget.case.to(dtype), self_training=True, backend="reference")
+    budget.check(results)
     wrong = getattr(results, name).clone()
     wrong.view(-1)[-1] += wrong.abs().max() * (1e-5 if dtype == torch.float32 else 1e-12)
     with pytest.raises(AssertionError, match=f"{name}: off by "):
-        judge.check(replace(results, **{name: wrong}))
+        budget.check(replace(results, **{name: wrong}))
     wrong.view(-1)[-1] = math.nan
     with pytest.raises(AssertionError):
-        judge.check(replace(results, **{name: wrong}))
+        budget.check(replace(results, **{name: wrong}))
 
 
-def test_the_judge_of_labels_can_refuse() -> None:
+def test_the_check_of_labels_can_refuse() -> None:
     case = random_case(2, 5, *SIZES[1])
     labels = run_singly(case, self_training=True, backend="reference").pseudo_labels
     assert labels is not None
@@ -83,7 +83,7 @@ def test_the_judge_of_labels_can_refuse() -> None:
 @size
 @pytest.mark.parametrize("dtype", WIDE, ids=str)
 def test_sizes(low: tuple[int, int], high: tuple[int, int], dtype: torch.dtype) -> None:
-    Judge(random_case(3, 21, low, high)).check_ops(dtype)
+    ErrorBudget(random_case(3, 21, low, high)).check_ops(dtype)
 
 
 @pytest.mark.parametrize("classes", [1, 2, 3, 8, 16, 17, 64, 150, 254, 1000])
@@ -93,16 +93,16 @@ def test_classes(classes: int, dtype: torch.dtype) -> None:
     low, high = ((5, 7), (13, 17)) if classes > 100 else ((7, 9), (19, 36))
     # The more classes there are, the larger a logit must be to reach a probability.
     case = random_case(2, classes, low, high, deviation=3 + classes / 100, ignore_index=ignore)
-    Judge(case).check_ops(dtype)
+    ErrorBudget(case).check_ops(dtype)
 
 
 @pytest.mark.parametrize("labels", LABELS)
 @pytest.mark.parametrize("dtype", WIDE, ids=str)
 def test_kinds_of_targets(labels: str, dtype: torch.dtype) -> None:
-    judge = Judge(random_case(4, 7, (12, 15), (48, 57), labels))
-    judge.check_ops(dtype)
+    budget = ErrorBudget(random_case(4, 7, (12, 15), (48, 57), labels))
+    budget.check_ops(dtype)
     if labels.startswith("all "):
-        results = run_objective(judge.case.to(dtype), self_training=False)
+        results = run_objective(budget.case.to(dtype), self_training=False)
         assert results.blp_loss == 0
         assert results.grad_seg_logits.abs().max() == 0
         if labels == "all ignored":
@@ -131,11 +131,11 @@ def _image(case: Case, i: int) -> dict[str, Tensor]:
 @pytest.mark.parametrize("dtype", WIDE, ids=str)
 def test_weights(gamma: float, unlabeled_weight: float, dtype: torch.dtype) -> None:
     case = random_case(2, 6, *SIZES[1], gamma=gamma, unlabeled_weight=unlabeled_weight)
-    Judge(case).check_ops(dtype)
+    ErrorBudget(case).check_ops(dtype)
 
 
-def test_unlabelled_pixels_of_no_weight_cost_nothing() -> None:
-    case = random_case(2, 6, *SIZES[1], "all unlabelled", unlabeled_weight=0.0)
+def test_unlabeled_pixels_of_no_weight_cost_nothing() -> None:
+    case = random_case(2, 6, *SIZES[1], "all unlabeled", unlabeled_weight=0.0)
     for run in RUNS:
         results = run(case, False)
         assert results.annotation_loss == 0
@@ -145,7 +145,7 @@ def test_unlabelled_pixels_of_no_weight_cost_nothing() -> None:
 @pytest.mark.parametrize("threshold", [0.0, 0.3, 0.99, 1.0])
 @pytest.mark.parametrize("dtype", WIDE, ids=str)
 def test_thresholds(threshold: float, dtype: torch.dtype) -> None:
-    Judge(random_case(2, 6, *SIZES[1], threshold=threshold)).check_ops(dtype)
+    ErrorBudget(random_case(2, 6, *SIZES[1], threshold=threshold)).check_ops(dtype)
 
 
 @both_runs
@@ -165,7 +165,7 @@ def test_classes_that_are_not_present(run: Run) -> None:
 @both_runs
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_ties_go_to_the_lowest_class(run: Run, dtype: torch.dtype) -> None:
-    case = random_case(2, 5, (3, 3), (7, 8), "all unlabelled", threshold=0.3).to(dtype)
+    case = random_case(2, 5, (3, 3), (7, 8), "all unlabeled", threshold=0.3).to(dtype)
     seg = torch.zeros_like(case.seg_logits)
     seg[:, 1:4] = 1.0
     present = torch.tensor([[True] * 5, [True, False, True, True, True]])
@@ -208,13 +208,13 @@ def test_targets_of_any_type(dtype: torch.dtype, ignore: int) -> None:
     if ignore == -1 and dtype == torch.uint8:
         pytest.skip("a uint8 holds no -1")
     case = random_case(2, 6, (11, 13), (44, 50), ignore_index=ignore)
-    if ignore > 255 and dtype == torch.uint8:  # nothing is ignored in what comes
+    if ignore > 255 and dtype == torch.uint8:  # uint8 cannot hold ignore_index
         case = replace(case, target=case.target.where(case.target != ignore, 6))
-    judge = Judge(replace(case, target=case.target.to(dtype)))
+    budget = ErrorBudget(replace(case, target=case.target.to(dtype)))
     for wide in WIDE:
-        judge.check_ops(wide)
-        same = replace(judge.case, target=case.target)
-        results, expected = (run_objective(c.to(wide), True) for c in (judge.case, same))
+        budget.check_ops(wide)
+        same = replace(budget.case, target=case.target)
+        results, expected = (run_objective(c.to(wide), True) for c in (budget.case, same))
         assert_equal(results, expected)
     labels = expected.pseudo_labels
     assert labels.dtype == (torch.uint8 if ignore == 255 else torch.int32)
@@ -226,10 +226,10 @@ def test_a_target_of_255_classes_and_more(dtype: torch.dtype) -> None:
     case = random_case(1, 255, (3, 4), (40, 50), ignore_index=-1 if dtype != torch.uint8 else 256)
     case = replace(case, target=case.target.where(case.target >= 0, 254))
     case = replace(case, target=case.target.where(case.target <= 255, 254))
-    assert case.target.max() == 255  # unlabelled
-    judge = Judge(replace(case, target=case.target.to(dtype)))
+    assert case.target.max() == 255  # unlabeled
+    budget = ErrorBudget(replace(case, target=case.target.to(dtype)))
     for wide in WIDE:
-        judge.check_ops(wide)
+        budget.check_ops(wide)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -251,7 +251,7 @@ def test_any_layout(
             assert not tensor.is_contiguous()
             assert_close(run(replace(contiguous, **{name: tensor}), False), expected, rtol)
     if dtype != torch.bfloat16:
-        Judge(laid_out).check_ops(dtype)
+        ErrorBudget(laid_out).check_ops(dtype)
 
 
 LABEL_LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -296,8 +296,8 @@ def test_empty_batch(dtype: torch.dtype, run: Run, pseudo: bool) -> None:
 @pytest.mark.parametrize("dtype", WIDE, ids=str)
 def test_large_logits(dtype: torch.dtype, size: float, gamma: float) -> None:
     case = random_case(2, 5, *SIZES[1], deviation=size, gamma=gamma)
-    judge = Judge(case.map(lambda x: x.clamp(-size, size)))
-    judge.check_ops(dtype)
+    budget = ErrorBudget(case.map(lambda x: x.clamp(-size, size)))
+    budget.check_ops(dtype)
 
 
 @self_training
@@ -319,7 +319,7 @@ def test_logits_of_one_size_or_another_stay_finite(
 
 
 def test_sure_and_right() -> None:
-    """1 - q p is nothing but rounding, and a power of what is below 0 would be NaN."""
+    """1 - q p may round to a negative number, whose power would be NaN."""
     for dtype in DTYPES:
         case = random_case(2, 5, (11, 13), (11, 13), "all", gamma=0.5).to(dtype)
         seg, annotation = (
@@ -372,8 +372,8 @@ def test_what_is_not_finite_shows(dtype: torch.dtype, value: float, run: Run) ->
 @both_runs
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 @pytest.mark.parametrize("threshold", [0.0, 0.4])
-def test_what_is_not_finite_is_not_labelled(threshold: float, value: float, run: Run) -> None:
-    case = random_case(1, 5, (11, 13), (11, 13), "all unlabelled", threshold=threshold)
+def test_what_is_not_finite_is_not_labeled(threshold: float, value: float, run: Run) -> None:
+    case = random_case(1, 5, (11, 13), (11, 13), "all unlabeled", threshold=threshold)
     expected = run(case, True).pseudo_labels
     labels = run(poisoned(case, "seg_logits", value), True).pseudo_labels
     assert labels[0, 5, 6] == 255

@@ -1,4 +1,4 @@
-"""The losses' C++ kernels: that they run, variants, threads, memory, sizes beyond 2^31."""
+"""The losses' C++ kernels: registration, variants, threads, memory, sizes beyond 2^31."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ._loss_inputs import (
     SIZES,
     WIDE,
     Case,
-    Judge,
+    ErrorBudget,
     Results,
     assert_equal,
     random_case,
@@ -59,10 +59,10 @@ def test_every_variant(restore_variant: None, variant: str, dtype: torch.dtype) 
     _C.set_cpu_capability(variant)
     assert _C.cpu_capability() == variant
     for low, high in SIZES:
-        Judge(random_case(2, 21, low, high)).check_ops(dtype)
+        ErrorBudget(random_case(2, 21, low, high)).check_ops(dtype)
     for classes in (1, 2, 15, 33, 150):
         for labels in ("lines", "3 %", "all"):
-            Judge(random_case(2, classes, (5, 7), (20, 29), labels)).check_ops(dtype)
+            ErrorBudget(random_case(2, classes, (5, 7), (20, 29), labels)).check_ops(dtype)
 
 
 @self_training
@@ -99,7 +99,7 @@ def test_the_number_of_threads_does_not_matter(
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", WIDE, ids=str)
 def test_saved_tensors_and_gradients_of_any_layout(layout: str, dtype: torch.dtype) -> None:
-    """Called as autograd may: with an expanded gradient, and weight sums with strides."""
+    """Call backward as autograd may: with an expanded gradient and strided weight sums."""
     case = random_case(3, 6, *SIZES[1]).to(dtype)
     logits = case.seg_logits, case.annotation_logits
     target, numbers = case.target, (case.gamma, case.unlabeled_weight, case.ignore_index)
@@ -108,11 +108,12 @@ def test_saved_tensors_and_gradients_of_any_layout(layout: str, dtype: torch.dty
     laid_out = tuple(map(LAYOUTS[layout], logits))
     contiguous = tuple(x.contiguous() for x in laid_out)
     apart = torch.stack([forward[2]] * 2, 1)[:, 0]
+    saved_pixels = forward[5:]
     results = torch.ops.blpseg.blp_objective_backward(
-        *grads, *laid_out, target, target, apart, forward[3], *numbers
+        *grads, *laid_out, target, target, apart, forward[3], *saved_pixels, *numbers
     )
     expected = torch.ops.blpseg.blp_objective_backward(
-        *grads, *contiguous, target, target, *forward[2:4], *numbers
+        *grads, *contiguous, target, target, *forward[2:4], *saved_pixels, *numbers
     )
     for result, wanted in zip(results, expected, strict=True):
         torch.testing.assert_close(result, wanted)
@@ -133,7 +134,7 @@ def test_offsets_beyond_32_bits(axis: int) -> None:
 
 
 def test_more_than_2_to_the_31_elements() -> None:
-    """A thousand numbers in memory that stand for 2.25 billion; every pixel is the same."""
+    """1000 stored values are expanded to 2.25 billion; all pixels are the same."""
     seg, annotation = (randn(1, k, 1, 1).float() for k in (1000, 1001))
     target = torch.arange(16, dtype=torch.int16).reshape(1, 4, 4)
     target[0, 0, :2] = 1000
@@ -211,13 +212,14 @@ def test_nothing_of_full_size_is_held() -> None:
         assert float(mebibytes) < 16, name
 
 
-# Operators called past the public functions, with tensors that are not of one size.
+# Calls of the operators themselves, with sizes that do not fit together.
 SEG, ANNOTATION, LABELS = (
     torch.zeros(2, 3, 4, 5),
     torch.zeros(2, 4, 4, 5),
     torch.zeros(2, 8, 9).long(),
 )
 PRESENT, ONE, TWO = torch.ones(2, 3, dtype=torch.bool), torch.ones(()), torch.ones(2)
+NONE = torch.ones(0)  # pixels that forward saved
 MISSHAPEN = [
     ("blp_loss", (SEG, ANNOTATION[:, :3], LABELS, 2.0, 255)),
     ("blp_loss", (SEG[:, :0], ANNOTATION[:, :1], LABELS, 2.0, 255)),
@@ -228,11 +230,11 @@ MISSHAPEN = [
     ("blp_loss", (SEG, ANNOTATION, LABELS[:1], 2.0, 255)),
     ("blp_loss", (SEG, ANNOTATION, LABELS.float(), 2.0, 255)),
     ("blp_loss", (SEG.int(), ANNOTATION.int(), LABELS, 2.0, 255)),
-    ("blp_loss_backward", (ONE, SEG, ANNOTATION, LABELS, TWO[:1], 2.0, 255)),
-    ("blp_loss_backward", (ONE, SEG, ANNOTATION, LABELS[:1], TWO, 2.0, 255)),
+    ("blp_loss_backward", (ONE, SEG, ANNOTATION, LABELS, TWO[:1], NONE, 2.0, 255)),
+    ("blp_loss_backward", (ONE, SEG, ANNOTATION, LABELS[:1], TWO, NONE, 2.0, 255)),
     ("annotation_loss", (ANNOTATION, LABELS[:1], 0.02, 255)),
     ("annotation_loss", (ANNOTATION, LABELS[0], 0.02, 255)),
-    ("annotation_loss_backward", (ONE, ANNOTATION, LABELS[:1], ONE, 0.02, 255)),
+    ("annotation_loss_backward", (ONE, ANNOTATION, LABELS[:1], ONE, NONE, 0.02, 255)),
     ("pseudo_labels", (SEG[:, :0], LABELS, PRESENT[:, :0], 0.9, 255)),
     ("pseudo_labels", (SEG, LABELS, PRESENT[:, :2], 0.9, 255)),
     ("pseudo_labels", (SEG, LABELS, PRESENT.float(), 0.9, 255)),
@@ -242,15 +244,15 @@ MISSHAPEN = [
     ("blp_objective", (SEG, ANNOTATION, LABELS, PRESENT[:1], 2.0, 0.02, 0.9, 255)),
     (
         "blp_objective_backward",
-        (ONE, ONE, SEG, ANNOTATION, LABELS[:1], LABELS, TWO, ONE, 2.0, 0.02, 255),
+        (ONE, ONE, SEG, ANNOTATION, LABELS[:1], LABELS, TWO, ONE, NONE, NONE, 2.0, 0.02, 255),
     ),
     (
         "blp_objective_backward",
-        (ONE, ONE, SEG, ANNOTATION, LABELS, LABELS[:, 1:], TWO, ONE, 2.0, 0.02, 255),
+        (ONE, ONE, SEG, ANNOTATION, LABELS, LABELS[:, 1:], TWO, ONE, NONE, NONE, 2.0, 0.02, 255),
     ),
     (
         "blp_objective_backward",
-        (ONE, ONE, SEG, ANNOTATION, LABELS, LABELS, TWO[:1], ONE, 2.0, 0.02, 255),
+        (ONE, ONE, SEG, ANNOTATION, LABELS, LABELS, TWO[:1], ONE, NONE, NONE, 2.0, 0.02, 255),
     ),
 ]
 

@@ -38,6 +38,7 @@ def _arguments(op: str, dtype: torch.dtype, layout: str, grads: bool = True) -> 
 
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     one = torch.ones((), dtype=wide)
+    none = torch.ones(0, dtype=wide)  # saved pixels
     match op:
         case "lam":
             return maps(4), maps(2), 2.0, 1e-7, 0.5, None
@@ -50,11 +51,11 @@ def _arguments(op: str, dtype: torch.dtype, layout: str, grads: bool = True) -> 
             return maps(3), maps(4, False), _target(), 2.0, 255
         case "blp_loss_backward":
             weights = torch.ones(2, dtype=wide)
-            return one, maps(3, False), maps(4, False), _target(), weights, 2.0, 255
+            return one, maps(3, False), maps(4, False), _target(), weights, none, 2.0, 255
         case "annotation_loss":
             return maps(4), _target(), 0.02, 255
         case "annotation_loss_backward":
-            return one, maps(4, False), _target(), one, 0.02, 255
+            return one, maps(4, False), _target(), one, none, 0.02, 255
         case "pseudo_labels":
             present = torch.ones(2, 3, dtype=torch.bool)
             return maps(3, False), _target(), present, 0.9, 255
@@ -72,7 +73,7 @@ def _arguments(op: str, dtype: torch.dtype, layout: str, grads: bool = True) -> 
                 torch.ones(2, dtype=wide),
                 one,
             )
-            return one, one, *tensors, 2.0, 0.02, 255
+            return one, one, *tensors, none, none, 2.0, 0.02, 255
         case "upsample_argmax":
             return maps(3, False), [7, 9]
     raise AssertionError(op)

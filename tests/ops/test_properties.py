@@ -76,7 +76,7 @@ class LamErrorBudget(_lam_inputs.ErrorBudget):
         return 4 * super()._allowed(results, name)
 
 
-class LossJudge(_loss_inputs.Judge):
+class LossErrorBudget(_loss_inputs.ErrorBudget):
     """For any draw likewise: an image's gradient may cancel, the reference's own error be luck."""
 
     least = 2**-12
@@ -121,7 +121,7 @@ def check_losses(rng: Random) -> None:
     results = run(case, self_training)
     if dtype == accumulate_dtype(dtype):
         if len(case.target):
-            LossJudge(case).check(results)
+            LossErrorBudget(case).check(results)
         else:
             assert results.blp_loss == results.annotation_loss == 0
         return

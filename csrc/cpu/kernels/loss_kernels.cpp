@@ -1,5 +1,5 @@
-// The losses' kernels for one capability of the CPU: CMakeLists.txt compiles this file once for
-// each. The arithmetic is csrc/losses.h's; here are the loops over pixels and classes.
+// The loss kernels for one capability of the CPU: loops over pixels and classes. CMakeLists.txt
+// compiles this file once per capability; csrc/losses.h has the formulas.
 
 #include "argmax.h"
 #include "bilinear.h"
@@ -8,33 +8,45 @@
 
 namespace blpseg::BLPSEG_CAPABILITY {
 
-// The columns with these indices, all of them from `first` to `last`. When a row is enlarged these
-// are few: they are loaded once, and permuted.
+// Return the cells with these indices, all between `first` and `last`. A row that is enlarged has
+// few per vector: they are loaded once and permuted.
 template <typename A>
-inline Vector<A> columns(const A* narrow, const int32_t* index, int32_t first, int32_t last) {
+inline Vector<A> columns(const A* cells, const int32_t* index, int32_t first, int32_t last) {
   if constexpr (kPermutes<A>) {
-    if (last - first < kWidth<A>) return permute<A>(load(narrow + first), index, first);
+    if (last - first < kWidth<A>) return permute<A>(load(cells + first), index, first);
   }
-  Vector<A> picked;
-  for (int lane = 0; lane < kWidth<A>; ++lane) picked[lane] = narrow[index[lane]];
-  return picked;
+  Vector<A> gathered;
+  for (int lane = 0; lane < kWidth<A>; ++lane) gathered[lane] = cells[index[lane]];
+  return gathered;
 }
 
 template <typename A>
-void widen(const HorizontalTaps<A>& taps, const A* narrow, A* wide) {
+void resize_row(const HorizontalTaps<A>& taps, const A* cells, A* row) {
   for (int64_t x = 0; x < taps.count; x += kWidth<A>) {
     const int32_t first = taps.low[x], last = taps.high[x + kWidth<A> - 1];
-    const Vector<A> low = columns(narrow, taps.low + x, first, last);
-    const Vector<A> high = columns(narrow, taps.high + x, first, last);
-    store<A>(wide + x, blend(low, high, load(taps.weight + x)));
+    const Vector<A> low = columns(cells, taps.low + x, first, last);
+    const Vector<A> high = columns(cells, taps.high + x, first, last);
+    store<A>(row + x, lerp<A>(low, high, load(taps.weight + x)));
   }
 }
 
 template <typename A>
-void narrow(const CellWeights<A>& of, const A* wide, A* cells) {
+void resize_columns(const A* corners, const A* weights, A weight_of_lower, int64_t count,
+                    A* resized) {
+  for (int64_t x = 0; x < count; x += kWidth<A>) {
+    const auto corner = [&](int64_t i) { return load(corners + i * count + x); };
+    const Vector<A> weight = load(weights + x);
+    const Vector<A> upper = lerp<A>(corner(0), corner(1), weight);
+    const Vector<A> lower = lerp<A>(corner(2), corner(3), weight);
+    store<A>(resized + x, lerp<A>(upper, lower, weight_of_lower));
+  }
+}
+
+template <typename A>
+void resize_row_adjoint(const CellWeights<A>& of, const A* row, A* cells) {
   for (int64_t cell = 0; cell < of.cells; ++cell) {
     const A* weights = of.weights + of.begin[cell];
-    const A* from = wide + of.first[cell];
+    const A* from = row + of.first[cell];
     const int64_t count = of.begin[cell + 1] - of.begin[cell];
     A sum = 0;
     for (int64_t i = 0; i < count; ++i) sum += weights[i] * from[i];
@@ -44,8 +56,8 @@ void narrow(const CellWeights<A>& of, const A* wide, A* cells) {
 
 template <typename A>
 inline Vector<A> resized(const ResizedRow<A>& row, int64_t k, int64_t x) {
-  return blend(load(row.upper + k * row.pitch + x), load(row.lower + k * row.pitch + x),
-               row.weight);
+  return lerp<A>(load(row.upper + k * row.pitch + x), load(row.lower + k * row.pitch + x),
+                 row.weight);
 }
 
 template <typename A>
@@ -56,7 +68,7 @@ inline Softmax<A> load_softmax(const SoftmaxRow<A>& row, int64_t x) {
 template <typename A>
 void softmax(const ResizedRow<A>& row, const SoftmaxRow<A>& result) {
   constexpr int width = kWidth<A>;
-  for (int64_t x = 0; x < row.count; x += 2 * width) {  // two at once, for either waits on itself
+  for (int64_t x = 0; x < row.count; x += 2 * width) {  // two independent chains hide latency
     Softmax<A> left = no_classes<A>(), right = left;
     for (int64_t k = 0; k < row.classes; ++k) {
       add<A>(left, resized(row, k, x));
@@ -69,10 +81,10 @@ void softmax(const ResizedRow<A>& row, const SoftmaxRow<A>& result) {
   }
 }
 
-// The blend is the very one of softmax(): where a class has the maximum, its logit equals it.
+// The lerp is that of softmax(): if a class has the maximum, its logit equals the maximum exactly.
 template <typename A>
-void pick(const ResizedRow<A>& row, const SoftmaxRow<A>& of_row, const int32_t* places,
-          const int32_t* classes, int64_t count, const SoftmaxRow<A>& picked) {
+void gather_at(const ResizedRow<A>& row, const SoftmaxRow<A>& of_row, const int32_t* places,
+               const int32_t* classes, int64_t count, const SoftmaxRow<A>& gathered) {
   for (int64_t i = 0; i < count; i += kWidth<A>) {
     Vector<A> upper, lower, maximum, sum;
     for (int lane = 0; lane < kWidth<A>; ++lane) {
@@ -82,9 +94,9 @@ void pick(const ResizedRow<A>& row, const SoftmaxRow<A>& of_row, const int32_t* 
       maximum[lane] = of_row.maximum[x];
       sum[lane] = of_row.sum[x];
     }
-    store<A>(picked.logit + i, blend(upper, lower, row.weight));
-    store<A>(picked.maximum + i, maximum);
-    store<A>(picked.sum + i, sum);
+    store<A>(gathered.logit + i, lerp<A>(upper, lower, row.weight));
+    store<A>(gathered.maximum + i, maximum);
+    store<A>(gathered.sum + i, sum);
   }
 }
 
@@ -112,8 +124,8 @@ void blp(const SoftmaxRow<A>& seg, const SoftmaxRow<A>& annotation, A gamma, int
 }
 
 template <typename A>
-void spread(const ResizedRow<A>& row, const SoftmaxRow<A>& softmax, const A* coefficient, A* upper,
-            A* lower) {
+void scatter_softmax_grad(const ResizedRow<A>& row, const SoftmaxRow<A>& softmax,
+                          const A* coefficient, A* upper, A* lower) {
   for (int64_t x = 0; x < row.count; x += kWidth<A>) {
     const Softmax<A> at = load_softmax(softmax, x);
     const Vector<A> factor = load(coefficient + x) / at.sum;
@@ -136,7 +148,7 @@ void best_class(const ResizedRow<A>& row, const bool* present, A* best, int32_t*
     for (int64_t k = 0; k < row.classes; ++k) {
       if (present && !present[k]) continue;
       const Vector<A> logit = resized(row, k, x);
-      const auto wins = displaces(logit, leader);
+      const auto wins = beats(logit, leader);
       leader = wins ? logit : leader;
       label = wins ? typename Simd<A>::Bits{} + static_cast<int32_t>(k) : label;
     }
@@ -147,9 +159,20 @@ void best_class(const ResizedRow<A>& row, const bool* present, A* best, int32_t*
 
 template <typename A>
 const LossKernels<A>& loss_kernels() {
-  static constexpr LossKernels<A> kernels = {widen<A>, narrow<A>,          softmax<A>,
-                                             pick<A>,  probability_row<A>, log_probability_row<A>,
-                                             blp<A>,   spread<A>,          best_class<A>};
+  static constexpr LossKernels<A> kernels = [] {
+    LossKernels<A> table = {};
+    table.resize_row = resize_row<A>;
+    table.resize_columns = resize_columns<A>;
+    table.resize_row_adjoint = resize_row_adjoint<A>;
+    table.softmax = softmax<A>;
+    table.gather_at = gather_at<A>;
+    table.probability = probability_row<A>;
+    table.log_probability = log_probability_row<A>;
+    table.blp = blp<A>;
+    table.scatter_softmax_grad = scatter_softmax_grad<A>;
+    table.best_class = best_class<A>;
+    return table;
+  }();
   return kernels;
 }
 

@@ -1,21 +1,20 @@
-// A row of pixels as the losses' kernels see it, and what these do to it. Plain data: loss_rows.h
-// makes the rows, the functions in LossKernels, compiled once per capability of the CPU, work on
-// them.
+// Rows of pixels as the loss kernels see them (plain data), and the table of the kernels.
+// loss_rows.h makes the rows; the kernels are compiled once per capability of the CPU.
 #pragma once
 
 #include <stdint.h>
 
 namespace blpseg {
 
-constexpr int64_t kLanes = 32;  // rows are padded to whole runs of so many pixels
+constexpr int64_t kLanes = 32;  // rows are padded to multiples of this many pixels
 
 constexpr int64_t padded(int64_t pixels) { return (pixels + kLanes - 1) / kLanes * kLanes; }
 
-// From one class to the next: an odd number of runs, lest all classes of a pixel fall into the same
-// few sets of the cache.
+// Return the distance between classes: an odd multiple of kLanes, so that the classes of a pixel do
+// not fall into the same few sets of the cache.
 constexpr int64_t class_pitch(int64_t pixels) { return (padded(pixels) / kLanes | 1) * kLanes; }
 
-// Where a row's pixels fall between the logits' columns: (1 - weight) * low + weight * high.
+// The horizontal taps of a row's pixels: (1 - weight) * cells[low] + weight * cells[high].
 template <typename A>
 struct HorizontalTaps {
   const int32_t* low;
@@ -24,8 +23,8 @@ struct HorizontalTaps {
   int64_t count;  // a multiple of kLanes
 };
 
-// Which of a row's pixels each of the logits' columns ("cells") goes into, and with which weights:
-// those of cell c are weights[begin[c]] to weights[begin[c + 1] - 1], of the pixels from first[c].
+// The adjoint of the taps: cell c contributes to the pixels first[c], first[c] + 1, ... with the
+// weights weights[begin[c]] to weights[begin[c + 1] - 1].
 template <typename A>
 struct CellWeights {
   const int64_t* first;
@@ -34,8 +33,8 @@ struct CellWeights {
   int64_t cells;
 };
 
-// A row of pixels with the resized logits of all classes, of which the vertical half is done as
-// they are read: that of class k at x lies between upper[k * pitch + x] and lower[k * pitch + x].
+// A row of pixels whose logits are resized horizontally. The kernels do the vertical lerp: the
+// logit of class k at x lies between upper[k * pitch + x] and lower[k * pitch + x].
 template <typename A>
 struct ResizedRow {
   const A* upper;  // [K, pitch]
@@ -46,7 +45,7 @@ struct ResizedRow {
   int64_t count;  // pixels to work on, a multiple of kLanes
 };
 
-// The softmax of each pixel of a row, and the logit of the one class that matters for its loss.
+// The softmax of each pixel of a row, and the logit of the pixel's class.
 template <typename A>
 struct SoftmaxRow {
   A* maximum;
@@ -56,27 +55,31 @@ struct SoftmaxRow {
 
 template <typename A>
 struct LossKernels {
-  // A row of one class, resized; kLanes numbers beyond it may be read.
-  void (*widen)(const HorizontalTaps<A>&, const A* narrow, A* wide);
-  // The adjoint of widen(), added up from left to right.
-  void (*narrow)(const CellWeights<A>&, const A* wide, A* cells);
-  // Each pixel's maximum and sum.
+  // Resize a row of cells of one class; may read kLanes values past its end.
+  void (*resize_row)(const HorizontalTaps<A>&, const A* cells, A* row);
+  // Resize `count` pixels of one class. corners [4, count]: upper left, upper right, lower left,
+  // lower right; weights [count] of the right ones.
+  void (*resize_columns)(const A* corners, const A* weights, A weight_of_lower, int64_t count,
+                         A* resized);
+  // The adjoint of resize_row(); each cell adds from left to right.
+  void (*resize_row_adjoint)(const CellWeights<A>&, const A* row, A* cells);
+  // Compute maximum and sum per pixel.
   void (*softmax)(const ResizedRow<A>&, const SoftmaxRow<A>&);
-  // For each of `count` pixels, the softmax at its place in the row and the logit of its class.
-  void (*pick)(const ResizedRow<A>&, const SoftmaxRow<A>& of_row, const int32_t* places,
-               const int32_t* classes, int64_t count, const SoftmaxRow<A>& picked);
-  // p of each pixel's class, and its log.
+  // Gather, for each of `count` pixels, the softmax at its place in the row and its class's logit.
+  void (*gather_at)(const ResizedRow<A>&, const SoftmaxRow<A>& of_row, const int32_t* places,
+                    const int32_t* classes, int64_t count, const SoftmaxRow<A>& gathered);
+  // Compute p of each pixel's class, or log p.
   void (*probability)(const SoftmaxRow<A>&, int64_t count, A* p);
   void (*log_probability)(const SoftmaxRow<A>&, int64_t count, A* log_p);
-  // log p and the BLP weight of each pixel's class.
+  // Compute log p and the BLP weight of each pixel's class.
   void (*blp)(const SoftmaxRow<A>& seg, const SoftmaxRow<A>& annotation, A gamma, int64_t count,
               A* log_p, A* weight);
-  // Adds coefficient * p of each class and pixel to upper and lower [K, pitch], by their weights.
-  // To upper alone where the row's weight is 0.
-  void (*spread)(const ResizedRow<A>&, const SoftmaxRow<A>&, const A* coefficient, A* upper,
-                 A* lower);
-  // The class with the largest logit among those that `present` names (all, if it is null); the
-  // lowest of equals; and that logit. NaN is the largest.
+  // Add coefficient * p per class and pixel to upper and lower [K, pitch], times (1 - weight) and
+  // weight. If the row's weight is 0, `lower` is not touched and may be null.
+  void (*scatter_softmax_grad)(const ResizedRow<A>&, const SoftmaxRow<A>&, const A* coefficient,
+                               A* upper, A* lower);
+  // Find the class with the largest logit among the classes in `present` (null: all), and its
+  // logit. The lowest of equals wins; NaN is the largest.
   void (*best_class)(const ResizedRow<A>&, const bool* present, A* best, int32_t* winner);
 };
 

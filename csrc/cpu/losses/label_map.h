@@ -1,4 +1,4 @@
-// Targets: label maps of any integer type, read a row at a time.
+// Targets: label maps of any integer type, read row by row.
 #pragma once
 
 #include <cstdint>
@@ -9,7 +9,7 @@
 
 namespace blpseg {
 
-// A value that no target may hold, and where it stands; the first of a target is reported.
+// A value that no target may hold, and its position; errors name the first one of a target.
 struct WrongLabel {
   int64_t place = std::numeric_limits<int64_t>::max();
   int64_t value = 0;
@@ -17,7 +17,7 @@ struct WrongLabel {
 
 constexpr int32_t kIgnored = -1;
 
-// [N, H, W]: 0..K-1 a class, K unlabelled, ignore_index.
+// A label map [N, H, W]: 0..K-1 is a class, K is unlabeled, ignore_index is ignored.
 class LabelMap {
  public:
   LabelMap(const Tensor& tensor, int64_t classes, int64_t ignore_index)
@@ -25,8 +25,8 @@ class LabelMap {
 
   int64_t size(int axis) const { return tensor_.size(axis); }
 
-  // Reads columns first, first + 1, ... of row y of image n; kIgnored stands for ignore_index, and
-  // for what is wrong.
+  // Read columns first, first + 1, ... of row y of image n. ignore_index and wrong values become
+  // kIgnored.
   void read(int64_t n, int64_t y, int64_t first, int64_t count, int32_t* labels,
             WrongLabel& wrong) const {
     switch (dtype_) {
@@ -63,7 +63,7 @@ class LabelMap {
   const int64_t classes_, ignore_;
 };
 
-// Writes a row of labels, with ignore_index for kIgnored, to a contiguous label map [N, H, W].
+// Write a row of labels to a contiguous label map [N, H, W]; kIgnored becomes ignore_index.
 template <typename Label>
 void write_labels(const int32_t* labels, int64_t count, int64_t ignore_index, Label* out) {
   for (int64_t x = 0; x < count; ++x)

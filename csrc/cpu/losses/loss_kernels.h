@@ -1,4 +1,4 @@
-// The losses' kernels, as compiled for each capability of the CPU that this build knows.
+// The loss kernels of each capability that this build knows.
 #pragma once
 
 #include "cpu/capability.h"

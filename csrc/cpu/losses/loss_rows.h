@@ -1,4 +1,4 @@
-// What the losses need of the pixels of a row: the softmax of some or all, of either logits.
+// The softmax at the pixels of a row: at all of them, or at a few columns.
 #pragma once
 
 #include <vector>
@@ -7,56 +7,56 @@
 
 namespace blpseg {
 
-// Room for the softmax of a row's pixels.
+// Memory for the softmax of a row of pixels.
 template <typename A>
-class SoftmaxRoom {
+class SoftmaxBuffer {
  public:
-  explicit SoftmaxRoom(int64_t pixels) : pitch_(padded(pixels)), numbers_(3 * pitch_) {}
+  explicit SoftmaxBuffer(int64_t pixels) : pitch_(padded(pixels)), values_(3 * pitch_) {}
 
   SoftmaxRow<A> row() {
-    return {numbers_.data(), numbers_.data() + pitch_, numbers_.data() + 2 * pitch_};
+    return {values_.data(), values_.data() + pitch_, values_.data() + 2 * pitch_};
   }
 
  private:
   int64_t pitch_;
-  std::vector<A> numbers_;
+  std::vector<A> values_;
 };
 
-// The softmax of one of the logits at a row of pixels: at all of them, or at a few columns.
+// The softmax of seg_logits or annotation_logits at a row of pixels.
 template <typename T>
 class RowSoftmax {
  public:
   using A = accumulate_t<T>;
 
-  RowSoftmax(const View4<T>& logits, int64_t height, const Strip<A>& strip,
+  RowSoftmax(const View4<T>& logits, int64_t height, const RowSegment<A>& segment,
              const LossKernels<A>& kernels)
-      : logits_(logits, height, strip, kernels),
-        strip_(strip),
+      : logits_(logits, height, segment, kernels),
+        segment_(segment),
         kernels_(kernels),
-        of_resized_(strip.count),
-        picked_(strip.count) {}
+        of_resized_(segment.count),
+        gathered_(segment.count) {}
 
-  // Every pixel of row y of image n.
-  void cover_all(int64_t n, int64_t y) {
+  // Evaluate every pixel of row y of image n.
+  void evaluate_row(int64_t n, int64_t y) {
     if (all_ && n == n_ && y == y_) return;
     n_ = n, y_ = y, all_ = true;
     resized_ = logits_.row(n, y);
     kernels_.softmax(resized_, of_resized_.row());
   }
 
-  // At least these columns, whichever way is less work: a gathered pixel costs about as much as
-  // four of a whole row.
-  void cover(int64_t n, int64_t y, const std::vector<int32_t>& columns) {
-    if (4 * static_cast<int64_t>(columns.size()) > strip_.count) return cover_all(n, y);
+  // Evaluate at least these columns, in the cheaper way: a gathered pixel costs about as much as
+  // four pixels of a whole row.
+  void evaluate_at(int64_t n, int64_t y, const std::vector<int32_t>& columns) {
+    if (4 * static_cast<int64_t>(columns.size()) > segment_.count) return evaluate_row(n, y);
     if (all_ && n == n_ && y == y_) return;
     n_ = n, y_ = y, all_ = false;
     resized_ = logits_.columns(n, y, columns);
     kernels_.softmax(resized_, of_resized_.row());
   }
 
-  // For each of these columns, which are covered, the softmax and the logit of the class that
-  // `labels` has there; side by side, the last repeated to fill up.
-  SoftmaxRow<A> pick(const std::vector<int32_t>& columns, const int32_t* labels) {
+  // Return, for each of these evaluated columns, the softmax and the logit of the class that
+  // `labels` has there. Columns are side by side; the last is repeated as padding.
+  SoftmaxRow<A> gather_at(const std::vector<int32_t>& columns, const int32_t* labels) {
     const int64_t count = columns.size();
     places_.resize(padded(count));
     classes_.resize(padded(count));
@@ -65,22 +65,22 @@ class RowSoftmax {
       places_[i] = all_ ? columns[place] : static_cast<int32_t>(place);
       classes_[i] = labels[columns[place]];
     }
-    kernels_.pick(resized_, of_resized_.row(), places_.data(), classes_.data(), padded(count),
-                  picked_.row());
-    return picked_.row();
+    kernels_.gather_at(resized_, of_resized_.row(), places_.data(), classes_.data(), padded(count),
+                       gathered_.row());
+    return gathered_.row();
   }
 
-  // The softmax of what is covered: the row's pixels, or the columns side by side.
+  // Return the softmax of the evaluated pixels: the row, or the columns side by side.
   SoftmaxRow<A> softmax() { return of_resized_.row(); }
   const ResizedRow<A>& resized() const { return resized_; }
-  bool covers_all() const { return all_; }
+  bool has_whole_row() const { return all_; }
   Tap<A> vertical_tap(int64_t y) const { return logits_.vertical_tap(y); }
 
  private:
   ResizedLogits<T> logits_;
-  const Strip<A>& strip_;
+  const RowSegment<A>& segment_;
   const LossKernels<A>& kernels_;
-  SoftmaxRoom<A> of_resized_, picked_;
+  SoftmaxBuffer<A> of_resized_, gathered_;
   std::vector<int32_t> places_, classes_;
   ResizedRow<A> resized_ = {};
   int64_t n_ = -1, y_ = -1;

@@ -1,9 +1,9 @@
-// Low-resolution logits as rows of output pixels, without the resized logits.
+// Rows of resized logits, without storing the resized logits.
 //
-// A low-resolution row is widened once (horizontal taps, the irregular reads) and kept; each output
-// row is then a vertical blend of two widened rows, contiguous and so vectorised, which the kernels
-// make as they read. When output rows walk down, the lower of the two rows becomes the upper: every
-// low-resolution row is widened once. Where few pixels of a row matter, these are gathered instead.
+// Resizing is horizontal first: a row of cells is resized to the output's width once (irregular
+// reads) and kept. An output row is the vertical lerp of two such rows; the kernels compute it as
+// they read (contiguous, vectorized). Going down, the lower row becomes the upper row, so each row
+// of cells is resized once. If few pixels of a row matter, only these are resized.
 #pragma once
 
 #include <algorithm>
@@ -16,22 +16,22 @@
 
 namespace blpseg {
 
-constexpr int64_t kRowNumbers = 65536;  // in a widened row, all classes: 256 KiB of float32
+constexpr int64_t kRowElements = 65536;  // per resized row of cells, all classes: 256 KiB (float32)
 
-// So many columns that widened rows of them stay in a core's cache.
-inline int64_t columns_of_strip(int64_t classes, int64_t width) {
-  return std::min(width, std::max<int64_t>(2 * kLanes, kRowNumbers / classes));
+// Return how many columns a segment has, so that its resized rows stay in a core's cache.
+inline int64_t columns_per_segment(int64_t classes, int64_t width) {
+  return std::min(width, std::max<int64_t>(2 * kLanes, kRowElements / classes));
 }
 
-// A run of output columns that are worked on together, and where they fall between the logits' own.
+// A range of output columns that is processed at once, with the horizontal taps of its columns.
 template <typename A>
-struct Strip {
+struct RowSegment {
   int64_t first, count;            // output columns
-  int64_t in_first, in_count;      // the logits' columns that they are blended from
-  std::vector<int32_t> low, high;  // [padded(count)] taps, counted from in_first; the last repeated
-  std::vector<A> weight;           // [padded(count)] of the higher
+  int64_t in_first, in_count;      // columns of cells that they depend on
+  std::vector<int32_t> low, high;  // [padded(count)] taps minus in_first; the last is repeated
+  std::vector<A> weight;           // [padded(count)] of `high`
 
-  Strip(int64_t first, int64_t count, int64_t in, int64_t out)
+  RowSegment(int64_t first, int64_t count, int64_t in, int64_t out)
       : first(first),
         count(count),
         in_first(tap<A>(first, in, out).low),
@@ -48,24 +48,26 @@ struct Strip {
   HorizontalTaps<A> taps() const { return {low.data(), high.data(), weight.data(), padded(count)}; }
 };
 
-// A row of a low-resolution image, as wide as the strip.
+// A row of cells, resized to the columns of a segment.
 template <typename A>
-class WidenedRow {
+class ResizedCellRow {
  public:
-  WidenedRow(int64_t classes, const Strip<A>& strip) : values_(classes * strip.pitch()) {}
+  ResizedCellRow(int64_t classes, const RowSegment<A>& segment)
+      : values_(classes * segment.pitch()) {}
 
-  // Row `y` of image `n`, every class; nothing to do if it is held.
+  // Resize row `y` of image `n`, all classes, unless it is held already.
   template <typename T>
-  void hold(const View4<T>& logits, int64_t n, int64_t y, const Strip<A>& strip,
+  void hold(const View4<T>& logits, int64_t n, int64_t y, const RowSegment<A>& segment,
             const LossKernels<A>& kernels) {
     if (holds(n, y)) return;
     n_ = n, y_ = y;
-    narrow_.resize(strip.in_count + kLanes);  // which the kernel may read beyond
+    cells_of_row_.resize(segment.in_count + kLanes);  // the kernel may read kLanes past the end
     for (int64_t k = 0; k < logits.size[1]; ++k) {
-      const T* in = logits.at(n, k, y, strip.in_first);
-      for (int64_t x = 0; x < strip.in_count; ++x)
-        narrow_[x] = static_cast<A>(in[x * logits.stride[3]]);
-      kernels.widen(strip.taps(), narrow_.data(), values_.data() + k * strip.pitch());
+      const T* in = logits.at(n, k, y, segment.in_first);
+      for (int64_t x = 0; x < segment.in_count; ++x)
+        cells_of_row_[x] = static_cast<A>(in[x * logits.stride[3]]);
+      kernels.resize_row(segment.taps(), cells_of_row_.data(),
+                         values_.data() + k * segment.pitch());
     }
   }
 
@@ -74,8 +76,8 @@ class WidenedRow {
 
  private:
   int64_t n_ = -1, y_ = -1;
-  std::vector<A> values_;  // [K, pitch]
-  std::vector<A> narrow_;  // one class of the row as it is
+  std::vector<A> values_;        // [K, pitch]
+  std::vector<A> cells_of_row_;  // one class of the row, not resized
 };
 
 template <typename T>
@@ -83,43 +85,49 @@ class ResizedLogits {
  public:
   using A = accumulate_t<T>;
 
-  ResizedLogits(const View4<T>& logits, int64_t height, const Strip<A>& strip,
+  ResizedLogits(const View4<T>& logits, int64_t height, const RowSegment<A>& segment,
                 const LossKernels<A>& kernels)
       : logits_(logits),
         height_(height),
-        strip_(strip),
+        segment_(segment),
         kernels_(kernels),
-        upper_(logits.size[1], strip),
-        lower_(logits.size[1], strip) {}
+        upper_(logits.size[1], segment),
+        lower_(logits.size[1], segment) {}
 
-  // Output row `y` of image `n`; valid until the next call.
+  // Return output row `y` of image `n`; valid until the next call.
   ResizedRow<A> row(int64_t n, int64_t y) {
     const Tap<A> t = vertical_tap(y);
     if (lower_.holds(n, t.low)) std::swap(upper_, lower_);
-    upper_.hold(logits_, n, t.low, strip_, kernels_);
-    if (t.weight != A(0)) lower_.hold(logits_, n, t.high, strip_, kernels_);
-    return {upper_.data(), lower_.data(),  t.weight,
-            classes(),     strip_.pitch(), padded(strip_.count)};
+    upper_.hold(logits_, n, t.low, segment_, kernels_);
+    if (t.weight != A(0)) lower_.hold(logits_, n, t.high, segment_, kernels_);
+    return {upper_.data(), lower_.data(),    t.weight,
+            classes(),     segment_.pitch(), padded(segment_.count)};
   }
 
-  // The given columns of that row alone, one at least, side by side; the last is repeated to fill
-  // up. Here the vertical blend comes first, for it is contiguous.
+  // Resize the given columns (at least one) of output row `y` alone, side by side; the last column
+  // is repeated as padding. The bits are those of row().
   ResizedRow<A> columns(int64_t n, int64_t y, const std::vector<int32_t>& columns) {
     const Tap<A> t = vertical_tap(y);
-    const int64_t count = columns.size(), pitch = class_pitch(count);
+    const int64_t count = columns.size(), pitch = class_pitch(count), stride = logits_.stride[3];
     gathered_.resize(classes() * pitch);
-    between_.resize(padded(strip_.in_count));
+    corners_.resize(4 * padded(count));
+    weights_.resize(padded(count));
+    const auto column_at = [&](int64_t i) { return columns[std::min(i, count - 1)]; };
+    for (int64_t i = 0; i < padded(count); ++i) weights_[i] = segment_.weight[column_at(i)];
+    A* const corners = corners_.data();
     for (int64_t k = 0; k < classes(); ++k) {
-      const T* above = logits_.at(n, k, t.low, strip_.in_first);
-      const T* below = logits_.at(n, k, t.high, strip_.in_first);
-      for (int64_t x = 0, at = 0; x < strip_.in_count; ++x, at += logits_.stride[3])
-        between_[x] = blend(static_cast<A>(above[at]), static_cast<A>(below[at]), t.weight);
-      A* out = gathered_.data() + k * pitch;
-      for (int64_t i = 0; i < count; ++i) {
-        const int64_t x = columns[i];
-        out[i] = blend(between_[strip_.low[x]], between_[strip_.high[x]], strip_.weight[x]);
+      const T* upper = logits_.at(n, k, t.low, segment_.in_first);
+      const T* lower = logits_.at(n, k, t.high, segment_.in_first);
+      for (int64_t i = 0; i < padded(count); ++i) {
+        const int64_t left = segment_.low[column_at(i)] * stride;
+        const int64_t right = segment_.high[column_at(i)] * stride;
+        corners[i] = static_cast<A>(upper[left]);
+        corners[padded(count) + i] = static_cast<A>(upper[right]);
+        corners[2 * padded(count) + i] = static_cast<A>(lower[left]);
+        corners[3 * padded(count) + i] = static_cast<A>(lower[right]);
       }
-      std::fill(out + count, out + padded(count), out[count - 1]);
+      kernels_.resize_columns(corners, weights_.data(), t.weight, padded(count),
+                              gathered_.data() + k * pitch);
     }
     return {gathered_.data(), gathered_.data(), A(0), classes(), pitch, padded(count)};
   }
@@ -130,11 +138,12 @@ class ResizedLogits {
  private:
   const View4<T> logits_;
   const int64_t height_;
-  const Strip<A>& strip_;
+  const RowSegment<A>& segment_;
   const LossKernels<A>& kernels_;
-  WidenedRow<A> upper_, lower_;
+  ResizedCellRow<A> upper_, lower_;
   std::vector<A> gathered_;  // [K, pitch of the columns]
-  std::vector<A> between_;   // one class of a row that is resized vertically alone
+  std::vector<A> corners_;   // [4, padded count] of one class: upper left, upper right, lower ...
+  std::vector<A> weights_;   // [padded count] of the right corners
 };
 
 }  // namespace blpseg

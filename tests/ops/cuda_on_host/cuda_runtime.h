@@ -1,8 +1,7 @@
-// Enough of CUDA to run kernels on the host, where there is no GPU: as they are, one block after
-// the other, slowly. The threads of a block are fibers of one thread; each runs until it has to
-// meet others (__syncthreads, __syncwarp, ballots and shuffles, which all threads of a warp must
-// reach). What it can't show: races between threads that do not meet, and how floating-point code
-// is compiled for a device.
+// Enough of CUDA to run unchanged kernels on a host without a GPU, one block after the other, slowly.
+// The threads of a block are fibers of one thread. A fiber runs until it must wait for others:
+// __syncthreads, __syncwarp, ballots and shuffles, which all threads of a warp must reach. It cannot
+// show races between threads that do not wait for each other, nor how a device rounds.
 #pragma once
 
 #include <setjmp.h>
@@ -20,6 +19,7 @@
 #define __device__
 #define __global__
 #define __forceinline__ inline
+#define __noinline__
 #define __launch_bounds__(...)
 #define __shared__ static  // one block at a time
 
@@ -40,7 +40,7 @@ namespace cuda_on_host {
 
 constexpr int kWarp = 32;
 
-// Threads that meet, and what they tell each other when they do.
+// Threads that wait for each other, and the values that they exchange.
 struct Group {
   int members = 0, arrived = 0, generation = 0;
   uint64_t words[kWarp];
@@ -84,7 +84,7 @@ inline void meet(Group& group) {
 
 inline void run_fiber() {
   (*block->kernel)();
-  // Who is gone is no longer waited for.
+  // Other threads no longer wait for this one.
   for (Group* group : {&block->warp(), &block->all}) --group->members, group->open_if_complete();
   (*block->fibers)[block->current].ended = true;
   _longjmp(block->scheduler, 1);
@@ -135,7 +135,7 @@ inline void launch(dim3 grid, int threads, const std::function<void()>& kernel) 
     }
 }
 
-// What each lane of the warp holds.
+// Return the values that the lanes of the warp hold.
 template <typename T>
 std::vector<T> exchange(T value) {
   static_assert(sizeof(T) <= sizeof(uint64_t));
