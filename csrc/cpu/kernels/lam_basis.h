@@ -1,10 +1,10 @@
-// A basis of few directions for the features of an image, from a sample of its pixels.
+// An orthonormal basis for the features of an image, computed from a sample of its pixels.
 //
-// The first kAxes directions are (nearly) principal: bounds are made of a pixel's coordinates in
-// them and of the norm of the rest. More directions follow, each along the sample that the others
-// leave the most of, until nothing is left. Where they are few, products can be had from the
-// coordinates; what the directions leave of the pixels outside the sample is measured, not hoped
-// for (lam_pack.h). So nothing here needs to be exact but that the directions are orthonormal.
+// The first kAxes directions are (nearly) principal ones: upper bounds use the coordinates along
+// them. Further directions follow, each along the sample with the largest residual, until every
+// residual is tolerated. If they are few, scores are computed from the coordinates. The residuals
+// of all other pixels are measured later (lam_tile_features.h), so nothing here has to be exact but
+// that the directions are orthonormal.
 #pragma once
 
 #include "lam_image.h"
@@ -28,9 +28,9 @@ inline void add(double* to, double factor, const double* from, int64_t size) {
   for (int64_t i = 0; i < size; ++i) to[i] += factor * from[i];
 }
 
-// Takes from `vector` its parts along the first `count` directions and makes it a unit vector;
-// twice is enough to make it orthogonal to rounding. All zero where nothing but rounding is left.
-inline void orthonormalise(double* vector, const double* directions, int64_t count, int64_t dims) {
+// Makes `vector` a unit vector orthogonal to the first `count` directions. Two passes make it
+// orthogonal up to rounding. Returns zeros if only rounding remains.
+inline void orthonormalize(double* vector, const double* directions, int64_t count, int64_t dims) {
   const double before = __builtin_sqrt(inner(vector, vector, dims));
   for (int pass = 0; pass < 2; ++pass) {
     for (int64_t k = 0; k < count; ++k)
@@ -41,10 +41,10 @@ inline void orthonormalise(double* vector, const double* directions, int64_t cou
   for (int64_t i = 0; i < dims; ++i) vector[i] *= factor;
 }
 
-// How much of a feature f may be dropped (squared; given |f|^2): so little that it changes neither
-// a score nor a gradient by more than rounding of the pixel's own score does.
+// Returns the squared norm that may be dropped of a feature f with |f|^2 = square: it changes a
+// score or a gradient by less than rounding of the pixel's own score does.
 template <typename A>
-double droppable(double square, double scale) {
+double tolerated_sq_residual(double square, double scale) {
   const double unit = sizeof(A) == 4 ? 1.0 / (1LL << 24) : 1.0 / (1LL << 53);
   const double size = scale < 0 ? -scale : scale, score = size * square;
   const double relative = unit * (score > 64 ? score / 8 : 8);
@@ -53,7 +53,8 @@ double droppable(double square, double scale) {
   return for_gradient < for_score ? for_gradient : for_score;
 }
 
-// The sample of which most is left, and how much (squared), in units of what may be.
+// Returns the sample with the largest residual; *most = squared residual / tolerated squared
+// residual.
 inline int64_t largest(const double* sample, int64_t count, int64_t dims, const double* allowed,
                        double* most) {
   int64_t index = 0;
@@ -65,43 +66,42 @@ inline int64_t largest(const double* sample, int64_t count, int64_t dims, const 
   return index;
 }
 
-inline void take_out(double* sample, int64_t count, const double* direction, int64_t dims) {
+inline void project_out(double* sample, int64_t count, const double* direction, int64_t dims) {
   for (int64_t s = 0; s < count; ++s) {
     double* x = sample + s * dims;
     add(x, -inner(x, direction, dims), direction, dims);
   }
 }
 
-// The centre of the smallest ball around the sample, nearly: each step goes towards the sample that
-// is farthest, and less far than the step before (Badoiu and Clarkson 2003). Products of features
-// relative to it are as small as a shift can make the largest of them, and so is their rounding.
-// Zero, if that would be to the cost of any sample: one that is small as it is would gain nothing
-// but the rounding of large numbers.
-inline void find_centre(const double* sample, int64_t count, int64_t dims, double* centre,
+// Computes nearly the center of the smallest ball around the sample: each step goes towards the
+// farthest sample, by less than the step before (Badoiu and Clarkson 2003). No other center makes
+// the largest |f - center|, and so the rounding of scores, smaller. Returns 0 if that would enlarge
+// any sample: a small one would get the rounding errors of large numbers.
+inline void find_center(const double* sample, int64_t count, int64_t dims, double* center,
                         double* difference) {
-  for (int64_t i = 0; i < dims; ++i) centre[i] = 0;
-  for (int64_t s = 0; s < count; ++s) add(centre, 1.0 / count, sample + s * dims, dims);
+  for (int64_t i = 0; i < dims; ++i) center[i] = 0;
+  for (int64_t s = 0; s < count; ++s) add(center, 1.0 / count, sample + s * dims, dims);
   for (int step = 1; step <= 16; ++step) {
     int64_t farthest = 0;
     double most = -1;
     for (int64_t s = 0; s < count; ++s) {
-      for (int64_t i = 0; i < dims; ++i) difference[i] = sample[s * dims + i] - centre[i];
+      for (int64_t i = 0; i < dims; ++i) difference[i] = sample[s * dims + i] - center[i];
       const double squared = inner(difference, difference, dims);
       if (squared > most) most = squared, farthest = s;
     }
     for (int64_t i = 0; i < dims; ++i)
-      centre[i] += (sample[farthest * dims + i] - centre[i]) / (step + 1);
+      center[i] += (sample[farthest * dims + i] - center[i]) / (step + 1);
   }
   bool shrinks = true;
   for (int64_t s = 0; s < count; ++s) {
-    const double* x = sample + s * dims;  // |x - centre| <= |x|, in other words:
-    shrinks = shrinks && inner(centre, centre, dims) <= 2 * inner(centre, x, dims);
+    const double* x = sample + s * dims;  // |x - center| <= |x|, in other words:
+    shrinks = shrinks && inner(center, center, dims) <= 2 * inner(center, x, dims);
   }
-  for (int64_t i = 0; i < dims && !shrinks; ++i) centre[i] = 0;
+  for (int64_t i = 0; i < dims && !shrinks; ++i) center[i] = 0;
 }
 
 // Subspace iteration: each round turns the directions towards the leading eigenvectors of the
-// sample's covariance. A few rounds separate what is worth separating.
+// sample's covariance. Three rounds are enough for bounds.
 // directions: [axes, dims], any start; scratch: the same size.
 inline void turn_to_principal(double* directions, double* scratch, int64_t axes,
                               const double* sample, int64_t count, int64_t dims) {
@@ -114,50 +114,56 @@ inline void turn_to_principal(double* directions, double* scratch, int64_t axes,
     }
     for (int64_t k = 0; k < axes; ++k) {
       for (int64_t i = 0; i < dims; ++i) directions[k * dims + i] = scratch[k * dims + i];
-      orthonormalise(directions + k * dims, directions, k, dims);
+      orthonormalize(directions + k * dims, directions, k, dims);
     }
   }
 }
 
-// See LamKernels. sample: [count + most_directions + kAxes, dims], of which `count` rows are given
-// and the others are room to work in.
+// See LamKernels. sample: [count + most_directions + kMoreCoordinates, dims], of which `count` rows
+// are given and the others are work space.
 template <typename A>
-void find_basis(LamImage<A>& image, const LamNumbers<A>& numbers, double* sample, int64_t count,
+void find_basis(LamImage<A>& image, const LamParams<A>& params, double* sample, int64_t count,
                 int64_t most_directions) {
-  const int64_t dims = numbers.dims;
+  const int64_t dims = params.dims;
   double* directions = sample + count * dims;
   double* scratch = directions + most_directions * dims;
 
   double allowed[kMostSamples];
   for (int64_t s = 0; s < count; ++s)
-    allowed[s] =
-        droppable<A>(inner(sample + s * dims, sample + s * dims, dims), double(numbers.scale));
+    allowed[s] = tolerated_sq_residual<A>(inner(sample + s * dims, sample + s * dims, dims),
+                                          double(params.scale));
 
-  double* centre = scratch;
-  find_centre(sample, count, dims, centre, scratch + dims);
-  for (int64_t i = 0; i < dims; ++i) image.centre[i] = A(centre[i]);
-  for (int64_t s = 0; s < count; ++s) add(sample + s * dims, -1, centre, dims);
+  double* center = scratch;
+  find_center(sample, count, dims, center, scratch + dims);
+  for (int64_t i = 0; i < dims; ++i) image.center[i] = A(center[i]);
+  for (int64_t s = 0; s < count; ++s) add(sample + s * dims, -1, center, dims);
 
-  // A start for the principal directions: unit vectors, each with its own pattern of signs.
-  for (int64_t k = 0; k < kAxes; ++k) {
+  // With eps > 0, T uses the leading kMoreCoordinates (lam_softmax_sum.h): these are principal too.
+  int64_t axes = kAxes;
+  if (params.log_eps > A(-__builtin_inf()) && most_directions > kMoreCoordinates)
+    axes = kMoreCoordinates;
+  // Start of the iteration: vectors of random signs.
+  for (int64_t k = 0; k < axes; ++k) {
     uint32_t state = 2654435769u * uint32_t(k + 1);
     for (int64_t i = 0; i < dims; ++i) {
       state = state * 1664525u + 1013904223u;
       directions[k * dims + i] = state >> 31 ? 1 : -1;
     }
   }
-  turn_to_principal(directions, scratch, kAxes, sample, count, dims);
-  for (int64_t k = 0; k < kAxes; ++k) take_out(sample, count, directions + k * dims, dims);
+  turn_to_principal(directions, scratch, axes, sample, count, dims);
 
-  int64_t found = kAxes;
-  constexpr double kEnough = 0.25;  // half, squared, of what may be left of pixels
-  double left;
-  int64_t next = largest(sample, count, dims, allowed, &left);
+  constexpr double kEnough = 0.25;  // samples: half (squared) of the tolerance of other pixels
+  double left = 0;
+  int64_t found = 0, next = 0;
+  while (found < kAxes || (found < axes && left > kEnough)) {
+    project_out(sample, count, directions + found * dims, dims);
+    if (++found >= kAxes) next = largest(sample, count, dims, allowed, &left);
+  }
   while (left > kEnough && found < most_directions) {
     double* direction = directions + found * dims;
     for (int64_t i = 0; i < dims; ++i) direction[i] = sample[next * dims + i];
-    orthonormalise(direction, directions, found, dims);
-    take_out(sample, count, direction, dims);
+    orthonormalize(direction, directions, found, dims);
+    project_out(sample, count, direction, dims);
     ++found;
     next = largest(sample, count, dims, allowed, &left);
   }

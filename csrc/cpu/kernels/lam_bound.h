@@ -1,115 +1,41 @@
-// Which pairs of pixels matter: what is left out is proved to be below rounding
-// (docs/lam-error.md).
+// Upper bounds of log P_ab, by which pairs of pixels are skipped. docs/lam-error.md proves that
+// what is skipped is below rounding.
 //
-// The log of a pair's share of the target's denominator is
+//     log P_ab = scale <x_a, x_b> + key_bias_a + query_bias_b - |p_a - p_b|^2 / (2 sigma^2)
+//                - log(denominator_b)
 //
-//     scale <x_a, x_b> + source_a + target_b - |p_a - p_b|^2 / (2 sigma^2) - log(denominator_b),
+// query_log_bound also subtracts the best known lower bound of log(denominator_b); key_log_bound
+// adds log A_a, how far the key's values exceed their typical size. With principal coordinates y
+// and the rest r, <x_a, x_b> <= <y_a, y_b> + |r_a| |r_b|: kBoundRows numbers per pixel instead of
+// all. A key is skipped for a whole tile of queries at once. Before that, cheaper bounds skip whole
+// tiles of keys, then single keys:
 //
-// where the last, a lower bound of it, is taken off target_b, and the log of how much larger than
-// usual the source's values are is added to source_a. With principal coordinates y and rest
-// r, <x_a, x_b> <= <y_a, y_b> + |r_a| |r_b|: kBoundRows numbers a pixel instead of all. A source is
-// skipped for a whole tile of targets at once. Before that, whole tiles of sources and then single
-// sources fall to
+//     scale <x_a, x_b> = scale (|x_a|^2 + |x_b|^2 - |x_a - x_b|^2) / 2,
 //
-//     scale <x_a, x_b> = scale (|x_a|^2 + |x_b|^2 - |x_a - x_b|^2) / 2
-//
-// and their distance to the box around the targets' principal coordinates.
+// where |x_a - x_b| is at least the distance from y_a to the box around the queries' y.
 #pragma once
 
+#include "lam_gaussian.h"
 #include "tile_product.h"
 
 namespace blpseg::BLPSEG_CAPABILITY {
 
-// Where the pixels of a tile lie, for the Gaussian of a tile of sources.
+// The queries' part of the bounds.
 template <typename A>
-struct Places {
-  A y[kTile], x[kTile];
-};
+struct QueryBounds {
+  A factors[kBoundRows][kTile];      // scale y_b, |scale| |r_b|
+  A query_log_bound[kTile];          // decreases as more of the denominator is known
+  A key_log_bound[kTile];            // for pairs in which these pixels are the keys
+  A low[kAxes], high[kAxes];         // box around their y
+  A top, bottom, left, right;        // rectangle of their positions
+  A query_max_bound, key_max_bound;  // largest half_sq_norm + query_log_bound, + key_log_bound
 
-template <typename A>
-void find_places(const LamGrid& grid, int64_t tile, Places<A>& places) {
-  for (int lane = 0; lane < kTile; ++lane) {
-    places.y[lane] = A(tile / grid.columns * grid.tile_height + lane / grid.tile_width);
-    places.x[lane] = A(tile % grid.columns * grid.tile_width + lane % grid.tile_width);
-  }
-}
-
-// The logs of the Gaussian between the rows and columns of a tile of sources and the targets: a
-// pair's is the sum of the two. Squares of whole numbers are exact, so each is rounded once. Where
-// the tile is cut it is -infinity for a source outside of the target's window, and for no other.
-template <typename A>
-struct Gaussian {
-  A y[kTile][kTile], x[kTile][kTile];
-  int64_t tile_width;
-  bool is_cut;  // whether any source of the tile is outside of any target's window
-
-  void set(const LamGrid& grid, int64_t tile, const Places<A>& targets,
-           const LamNumbers<A>& numbers) {
-    const int64_t top = tile / grid.columns * grid.tile_height;
-    const int64_t left = tile % grid.columns * grid.tile_width;
-    tile_width = grid.tile_width;
-    fill(y, grid.tile_height, top, targets.y, numbers.minus_half_precision);
-    fill(x, grid.tile_width, left, targets.x, numbers.minus_half_precision);
-    is_cut = farthest(grid.tile_height, top, targets.y) > A(numbers.radius) ||
-             farthest(grid.tile_width, left, targets.x) > A(numbers.radius);
-    if (is_cut) {
-      cut_off(y, grid.tile_height, top, targets.y, A(numbers.radius));
-      cut_off(x, grid.tile_width, left, targets.x, A(numbers.radius));
-    }
-  }
-  Vector<A> of(int source, int lane) const {
-    return load(y[source / tile_width] + lane) + load(x[source % tile_width] + lane);
-  }
-  // The log of a weight without its Gaussian, as T needs it: -infinity outside of the window.
-  Vector<A> cut(Vector<A> log_weight, int source, int lane) const {
-    if (!is_cut) return log_weight;
-    const Vector<A> log = of(source, lane);
-    return log > -__builtin_inf() ? log_weight : log;
-  }
-
- private:
-  static void fill(A (*out)[kTile], int64_t lines, int64_t first, const A* targets, A factor) {
-    for (int64_t line = 0; line < lines; ++line) {
-      const A place = A(first + line);
-      for (int lane = 0; lane < kTile; ++lane) {
-        const A distance = place - targets[lane];
-        out[line][lane] = distance * distance * factor;
-      }
-    }
-  }
-  // The first and the last of a tile's pixels are its corners.
-  static A farthest(int64_t lines, int64_t first, const A* targets) {
-    return larger(targets[kTile - 1] - A(first), A(first + lines - 1) - targets[0]);
-  }
-  static void cut_off(A (*out)[kTile], int64_t lines, int64_t first, const A* targets, A radius) {
-    constexpr A kNothing = A(-1e30);  // exp of this is 0, and the sum of two is finite
-    for (int64_t line = 0; line < lines; ++line) {
-      const A place = A(first + line);
-      for (int lane = 0; lane < kTile; ++lane) {
-        const A distance = place - targets[lane], size = distance < 0 ? -distance : distance;
-        const A log = larger(out[line][lane], kNothing);
-        out[line][lane] = size <= radius ? log : A(-__builtin_inf());
-      }
-    }
-  }
-};
-
-// The targets' side of the bound: everything but what the source contributes.
-template <typename A>
-struct TargetBound {
-  A factors[kBoundRows][kTile];  // scale y_b, |scale| |r_b|
-  A target[kTile];               // target_bound; grows smaller as more is known
-  A source[kTile];               // source_bound, for the other direction
-  A low[kAxes], high[kAxes];     // the box of their y
-  A top, bottom, left, right;    // the rectangle that they lie in
-  A target_peak, source_peak;    // the largest |scale| |x_b|^2 / 2 + target[b], + source[b]
-
-  void set(const LamImage<A>& image, const LamNumbers<A>& numbers, int64_t tile) {
+  void set(const LamImage<A>& image, const LamParams<A>& params, int64_t tile) {
     const LamGrid& grid = image.grid;
     const int64_t tiles = grid.rows * grid.columns;
     const A* bound = image.bound + tile * kBoundRows * kTile;
     for (int k = 0; k < kBoundRows; ++k) {
-      const A factor = k == kAxes && numbers.scale < 0 ? -numbers.scale : numbers.scale;
+      const A factor = k == kAxes && params.scale < 0 ? -params.scale : params.scale;
       for (int lane = 0; lane < kTile; ++lane) factors[k][lane] = factor * bound[k * kTile + lane];
     }
     for (int k = 0; k < kAxes; ++k) {
@@ -117,25 +43,27 @@ struct TargetBound {
       high[k] = image.high[k * tiles + tile];
     }
     for (int lane = 0; lane < kTile; ++lane) {
-      target[lane] = image.target_bound[tile * kTile + lane];
-      source[lane] = image.source_bound[tile * kTile + lane];
+      query_log_bound[lane] = image.query_log_bound[tile * kTile + lane];
+      key_log_bound[lane] = image.key_log_bound[tile * kTile + lane];
     }
     top = A(tile / grid.columns * grid.tile_height);
     left = A(tile % grid.columns * grid.tile_width);
     bottom = top + A(grid.tile_height - 1);
     right = left + A(grid.tile_width - 1);
-    target_peak = image.target_peak[tile];
-    source_peak = image.source_peak[tile];
+    query_max_bound = image.query_max_bound[tile];
+    key_max_bound = image.key_max_bound[tile];
   }
 
-  // Takes what is known of the denominators off `target`.
-  void learn(const LamImage<A>& image, int64_t tile, const A* log_denominator) {
-    target_peak = A(-__builtin_inf());
+  // Subtracts lower bounds of the denominators' logarithms from query_log_bound.
+  void tighten(const LamImage<A>& image, int64_t tile, const A* log_denominator) {
+    query_max_bound = A(-__builtin_inf());
     for (int lane = 0; lane < kTile; ++lane) {
-      if (source[lane] == A(-__builtin_inf())) continue;
-      target[lane] -= log_denominator[lane];
-      const A half = image.half[tile * kTile + lane];
-      target_peak = half + target[lane] > target_peak ? half + target[lane] : target_peak;
+      if (key_log_bound[lane] == A(-__builtin_inf())) continue;
+      query_log_bound[lane] -= log_denominator[lane];
+      const A half_sq_norm = image.half_sq_norm[tile * kTile + lane];
+      query_max_bound = half_sq_norm + query_log_bound[lane] > query_max_bound
+                            ? half_sq_norm + query_log_bound[lane]
+                            : query_max_bound;
     }
   }
 };
@@ -147,38 +75,36 @@ inline A distance_to(A low, A high, A own_low, A own_high) {
   return gap > 0 ? gap : A(0);
 }
 
-// reach[i] = the most that scale <x_a, x_b> can be above the peaks, for sources whose y lie in the
-// box low[.][i] to high[.][i]: -scale / 2 times the squared distance to the targets' box. The axes
-// are `stride` numbers apart.
+// distance_bound[i] = -scale / 2 * d^2 for box i of keys, low[.][i] <= y <= high[.][i]: d is its
+// distance to the queries' box. Axes are `stride` numbers apart. 0 for scale <= 0.
 template <typename A>
-void find_reach(const A* low, const A* high, int64_t count, int64_t stride,
-                const TargetBound<A>& targets, A scale, A* __restrict reach) {
-  for (int64_t i = 0; i < count; ++i) reach[i] = 0;
+void bound_by_distance(const A* low, const A* high, int64_t count, int64_t stride,
+                       const QueryBounds<A>& queries, A scale, A* __restrict distance_bound) {
+  for (int64_t i = 0; i < count; ++i) distance_bound[i] = 0;
   if (scale <= 0) return;
   for (int k = 0; k < kAxes; ++k) {
-    const A own_low = targets.low[k], own_high = targets.high[k];
+    const A own_low = queries.low[k], own_high = queries.high[k];
     for (int64_t i = 0; i < count; ++i) {
       const A gap = distance_to(low[k * stride + i], high[k * stride + i], own_low, own_high);
-      reach[i] -= scale / 2 * gap * gap;
+      distance_bound[i] -= scale / 2 * gap * gap;
     }
   }
 }
 
-// The log of the largest factor that distance leaves: the Gaussian's, or eps where that is more,
-// since T has no Gaussian.
+// log max(G, eps) at this distance of positions: pairs count in Z by G, in T by eps.
 template <typename A>
-inline A farthest_factor(A dy, A dx, const LamNumbers<A>& numbers) {
-  const A gaussian = (dy * dy + dx * dx) * numbers.minus_half_precision;
-  const A factor = gaussian > numbers.log_eps ? gaussian : numbers.log_eps;
-  return larger(dy, dx) <= A(numbers.radius) ? factor : A(-__builtin_inf());
+inline A farthest_factor(A dy, A dx, const LamParams<A>& params) {
+  const A gaussian = (dy * dy + dx * dx) * params.minus_inv_two_sigma_sq;
+  const A factor = gaussian > params.log_eps ? gaussian : params.log_eps;
+  return larger(dy, dx) <= A(params.radius) ? factor : A(-__builtin_inf());
 }
 
-// The tiles that a tile's window reaches: from first to last, that excluded.
-struct Reached {
+// The tiles that hold a pixel of some window around a tile's pixels; `last` is exclusive.
+struct TileWindow {
   int64_t first_row, last_row, first_column, last_column;
 };
 
-inline Reached reached(const LamGrid& grid, int64_t tile, int64_t radius) {
+inline TileWindow tiles_in_window(const LamGrid& grid, int64_t tile, int64_t radius) {
   const int64_t row = tile / grid.columns, column = tile % grid.columns;
   const int64_t down = (radius + grid.tile_height - 1) / grid.tile_height;
   const int64_t across = (radius + grid.tile_width - 1) / grid.tile_width;
@@ -189,124 +115,125 @@ inline Reached reached(const LamGrid& grid, int64_t tile, int64_t radius) {
 
 // Calls visit(tile) for each of these tiles.
 template <typename Visit>
-void for_each_reached(const LamGrid& grid, const Reached& tiles, const Visit& visit) {
+void for_each_tile_in(const LamGrid& grid, const TileWindow& tiles, const Visit& visit) {
   for (int64_t row = tiles.first_row; row < tiles.last_row; ++row) {
     for (int64_t column = tiles.first_column; column < tiles.last_column; ++column)
       visit(row * grid.columns + column);
   }
 }
 
-// Lists the tiles that may hold a pair that matters; returns how many. `both`: whether pairs matter
-// with the roles of source and target exchanged, too.
+// Lists the key tiles that are not skipped; returns their number. `both`: a pair also counts with
+// key and query exchanged.
 template <bool both, typename A>
-int64_t find_candidates(const LamImage<A>& image, const LamNumbers<A>& numbers,
-                        const TargetBound<A>& targets, const Reached& tiles,
+int64_t find_candidates(const LamImage<A>& image, const LamParams<A>& params,
+                        const QueryBounds<A>& queries, const TileWindow& tiles,
                         const LamScratch<A>& scratch) {
   const LamGrid& grid = image.grid;
-  // Of whole rows of tiles at once: a row alone makes short loops.
+  // Whole rows of tiles at once: the loop over one row's part would be short.
   const int64_t first = tiles.first_row * grid.columns;
-  find_reach(image.low + first, image.high + first, tiles.last_row * grid.columns - first,
-             grid.rows * grid.columns, targets, numbers.scale, scratch.reach);
+  bound_by_distance(image.low + first, image.high + first, tiles.last_row * grid.columns - first,
+                    grid.rows * grid.columns, queries, params.scale, scratch.distance_bound);
   int64_t count = 0;
   for (int64_t row = tiles.first_row; row < tiles.last_row; ++row) {
     const A top = A(row * grid.tile_height);
-    const A dy = distance_to(top, top + A(grid.tile_height - 1), targets.top, targets.bottom);
+    const A dy = distance_to(top, top + A(grid.tile_height - 1), queries.top, queries.bottom);
     for (int64_t column = tiles.first_column; column < tiles.last_column; ++column) {
       const A left = A(column * grid.tile_width);
-      const A dx = distance_to(left, left + A(grid.tile_width - 1), targets.left, targets.right);
+      const A dx = distance_to(left, left + A(grid.tile_width - 1), queries.left, queries.right);
       const int64_t t = row * grid.columns + column;
-      A peak = image.source_peak[t] + targets.target_peak;
-      if (both) peak = larger(peak, image.target_peak[t] + targets.source_peak);
+      A peak = image.key_max_bound[t] + queries.query_max_bound;
+      if (both) peak = larger(peak, image.query_max_bound[t] + queries.key_max_bound);
       scratch.candidates[count] = int32_t(t);
-      count += scratch.reach[t - first] + farthest_factor(dy, dx, numbers) + peak > image.log_skip;
+      count += scratch.distance_bound[t - first] + farthest_factor(dy, dx, params) + peak >
+               image.log_skip_threshold;
     }
   }
   return count;
 }
 
-// The most that the log of a share can be between each source of a tile and any of the targets.
+// max_log_prob[a]: upper bound of log max(P_ab, R_ab) over all queries b of the tile.
 template <bool both, typename A>
-void find_most(const LamImage<A>& image, const LamNumbers<A>& numbers, int64_t tile,
-               const TargetBound<A>& targets, const Places<A>& places, A* __restrict most) {
+void find_max_log_prob(const LamImage<A>& image, const LamParams<A>& params, int64_t tile,
+                       const QueryBounds<A>& queries, const PixelPositions<A>& positions,
+                       A* __restrict max_log_prob) {
   const LamGrid& grid = image.grid;
   const A* y = image.bound + tile * kBoundRows * kTile;
-  const A* half = image.half + tile * kTile;
-  const A* source = image.source_bound + tile * kTile;
-  const A* target = image.target_bound + tile * kTile;
-  const A down = A(tile / grid.columns * grid.tile_height) - targets.top;
-  const A across = A(tile % grid.columns * grid.tile_width) - targets.left;
-  find_reach(y, y, kTile, kTile, targets, numbers.scale, most);
+  const A* half_sq_norm = image.half_sq_norm + tile * kTile;
+  const A* key = image.key_log_bound + tile * kTile;
+  const A* query = image.query_log_bound + tile * kTile;
+  const A down = A(tile / grid.columns * grid.tile_height) - queries.top;
+  const A across = A(tile % grid.columns * grid.tile_width) - queries.left;
+  bound_by_distance(y, y, kTile, kTile, queries, params.scale, max_log_prob);
   for (int lane = 0; lane < kTile; ++lane) {
-    const A py = places.y[lane] + down, px = places.x[lane] + across;
-    const A dy = distance_to(py, py, targets.top, targets.bottom);
-    const A dx = distance_to(px, px, targets.left, targets.right);
-    A peak = half[lane] + source[lane] + targets.target_peak;
-    if (both) peak = larger(peak, half[lane] + target[lane] + targets.source_peak);
-    most[lane] += farthest_factor(dy, dx, numbers) + peak;
+    const A py = positions.y[lane] + down, px = positions.x[lane] + across;
+    const A dy = distance_to(py, py, queries.top, queries.bottom);
+    const A dx = distance_to(px, px, queries.left, queries.right);
+    A peak = half_sq_norm[lane] + key[lane] + queries.query_max_bound;
+    if (both) peak = larger(peak, half_sq_norm[lane] + query[lane] + queries.key_max_bound);
+    max_log_prob[lane] += farthest_factor(dy, dx, params) + peak;
   }
 }
 
-// Sorts the sources of a tile: `near` matter with their values, `far` to T alone. `both`: also
-// pairs that matter with the roles of source and target exchanged.
+// Lists the keys of a tile that are not skipped: near_keys need their values, far_keys count in T
+// only. `both`: a pair also counts with key and query exchanged.
 template <bool both, typename A>
-void find_sources(const LamImage<A>& image, const LamNumbers<A>& numbers, int64_t tile,
-                  const TargetBound<A>& targets, const Places<A>& places,
-                  const Gaussian<A>& gaussian, Rows& near, Rows& far) {
+void find_keys(const LamImage<A>& image, const LamParams<A>& params, int64_t tile,
+               const QueryBounds<A>& queries, const PixelPositions<A>& positions,
+               const Gaussian<A>& gaussian, KeyList& near_keys, KeyList& far_keys) {
   constexpr int width = kWidth<A>, vectors = kTile / width;
   constexpr int together = vectors < 4 ? vectors : 4;
   const A* bound = image.bound + tile * kBoundRows * kTile;
-  const A* source = image.source_bound + tile * kTile;
-  const A* target = image.target_bound + tile * kTile;
-  const bool has_eps = numbers.log_eps > -__builtin_inf();
-  const Vector<A> skip = broadcast(image.log_skip);
-  const Vector<A> skip_far = broadcast(image.log_skip - numbers.log_eps);
-  alignas(64) A most[kTile];
-  find_most<both>(image, numbers, tile, targets, places, most);
-  near.count = far.count = 0;
+  const A* key = image.key_log_bound + tile * kTile;
+  const A* query = image.query_log_bound + tile * kTile;
+  const bool has_eps = params.log_eps > -__builtin_inf();
+  const Vector<A> skip = broadcast(image.log_skip_threshold);
+  const Vector<A> skip_far = broadcast(image.log_skip_threshold - params.log_eps);
+  alignas(64) A max_log_prob[kTile];
+  find_max_log_prob<both>(image, params, tile, queries, positions, max_log_prob);
+  near_keys.count = far_keys.count = 0;
   for (int a = 0; a < kTile; ++a) {
-    if (!(most[a] > image.log_skip)) continue;
+    if (!(max_log_prob[a] > image.log_skip_threshold)) continue;
     bool is_near = false, is_far = false;
     for (int first = 0; first < vectors && !is_near; first += together) {
-      Vector<A> log_share[together], highest = broadcast(A(-__builtin_inf())),
-                                     highest_far = highest;
+      Vector<A> log_prob[together], highest = broadcast(A(-__builtin_inf())), highest_far = highest;
 #pragma GCC unroll 4
       for (int j = 0; j < together; ++j) {
         const int lane = (first + j) * width;
-        log_share[j] = load(targets.target + lane) + source[a];
-        if (both) log_share[j] = larger(log_share[j], load(targets.source + lane) + target[a]);
+        log_prob[j] = load(queries.query_log_bound + lane) + key[a];
+        if (both) log_prob[j] = larger(log_prob[j], load(queries.key_log_bound + lane) + query[a]);
       }
 #pragma GCC unroll 9
       for (int k = 0; k < kBoundRows; ++k) {
 #pragma GCC unroll 4
         for (int j = 0; j < together; ++j)
-          log_share[j] += bound[k * kTile + a] * load(targets.factors[k] + (first + j) * width);
+          log_prob[j] += bound[k * kTile + a] * load(queries.factors[k] + (first + j) * width);
       }
 #pragma GCC unroll 4
       for (int j = 0; j < together; ++j) {
         const int lane = (first + j) * width;
-        if (has_eps) highest_far = larger(highest_far, gaussian.cut(log_share[j], a, lane));
-        highest = larger(highest, log_share[j] + gaussian.of(a, lane));
+        if (has_eps) highest_far = larger(highest_far, gaussian.cut(log_prob[j], a, lane));
+        highest = larger(highest, log_prob[j] + gaussian.of(a, lane));
       }
       is_near = any_above(highest, skip);
       is_far = is_far || (has_eps && any_above(highest_far, skip_far));
     }
     if (is_near)
-      near.add(a);
+      near_keys.add(a);
     else if (is_far)
-      far.add(a);
+      far_keys.add(a);
   }
-  near.finish();
-  far.finish();
+  near_keys.finish();
+  far_keys.finish();
 }
 
-// All sources that lie in the image.
+// Lists all keys of a tile but the padding.
 template <typename A>
-void take_all_sources(const LamImage<A>& image, int64_t tile, Rows& near) {
-  near.count = 0;
+void take_all_keys(const LamImage<A>& image, int64_t tile, KeyList& near_keys) {
+  near_keys.count = 0;
   for (int a = 0; a < kTile; ++a) {
-    if (image.source[tile * kTile + a] != A(-__builtin_inf())) near.add(a);
+    if (image.key_bias[tile * kTile + a] != A(-__builtin_inf())) near_keys.add(a);
   }
-  near.finish();
+  near_keys.finish();
 }
 
 }  // namespace blpseg::BLPSEG_CAPABILITY

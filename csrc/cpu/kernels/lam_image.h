@@ -1,20 +1,20 @@
-// An image as LAM's kernels see it: pixels in tiles, and of every pixel the numbers that the pair
-// of it with another needs. Plain data: csrc/cpu/lam.cpp allocates and fills it, the functions in
-// LamKernels, compiled once per capability of the CPU, work on it.
+// The data that LAM's kernels work on: an image whose pixels are packed in tiles. Plain structs:
+// csrc/cpu/lam/lam.cpp allocates and fills them; the functions of LamKernels, which are compiled
+// once per CPU capability, read them.
 //
-// With features f, their mean m (of a sample; any vector would do) and centred features x = f - m,
+// The features f are centered: x = f - m, where m is the center of a sample (any vector would do).
 //
-//     scale <f_a, f_b> = scale <x_a, x_b> + source_a + source_b + a constant,
-//     source_a = scale <m, x_a>,
+//     scale <f_a, f_b> = scale <x_a, x_b> + key_bias_a + key_bias_b + a constant,
+//     key_bias_a = scale <m, x_a>,
 //
-// so that relative to the target's own weight w_bb
+// so relative to the query's own weight w_bb
 //
-//     log(w_ab / w_bb) = scale <x_a, x_b> + source_a + target_b - |p_a - p_b|^2 / (2 sigma^2),
-//     target_b = -scale |x_b|^2 - source_b.
+//     log(w_ab / w_bb) = scale <x_a, x_b> + key_bias_a + query_bias_b
+//                        - |p_a - p_b|^2 / (2 sigma^2),
+//     query_bias_b = -scale |x_b|^2 - key_bias_b.
 //
-// A window is a Gaussian of 0 beyond it, and of its sum T.
-//
-// Centring leaves smaller products, hence smaller rounding, and tighter bounds.
+// Centering makes the products smaller, and with them their rounding errors and the bounds.
+// `radius` sets the weight of pixels outside the window to 0; they leave both sums, Z and T.
 #pragma once
 
 #include <stdint.h>
@@ -22,11 +22,14 @@
 namespace blpseg {
 
 constexpr int kTile = 64;  // pixels in a tile
-constexpr int kAxes = 8;   // principal directions that bounds are made of
+constexpr int kAxes = 8;   // principal directions that upper bounds use
 constexpr int kBoundRows = kAxes + 1;
-constexpr int kMostSamples = 512;  // of pixels that a basis is found from
+constexpr int kHeadroom = 20;      // weights may pass exp(base) by exp of this: far from overflow
+constexpr int kLargestLog = 80;    // exp of this is finite in float32
+constexpr int kMostSamples = 512;  // limit of the pixels that a basis is computed from
 
-// The h x w pixels in tiles of tile_height x tile_width = kTile pixels, row by row.
+// h x w pixels, cut into tiles of tile_height x tile_width = kTile pixels. Row-major, both the
+// tiles and the pixels of a tile.
 struct LamGrid {
   int64_t height, width;
   int64_t tile_height, tile_width;
@@ -34,81 +37,121 @@ struct LamGrid {
 };
 
 template <typename A>
-struct LamNumbers {
+struct LamParams {
   int64_t dims, channels;  // D, C
   A scale;
-  A minus_half_precision;  // -1 / (2 sigma^2)
-  A log_eps;               // -infinity for eps = 0
-  int64_t radius;          // of the window; at least the image's sides where there is none
+  A minus_inv_two_sigma_sq;  // -1 / (2 sigma^2)
+  A log_eps;                 // -infinity for eps = 0
+  int64_t radius;            // of the window; at least the image's sides if there is no window
 };
 
-// Arrays are [tiles, rows, kTile]: a row holds one number of each of a tile's pixels. Where a tile
-// reaches over the image's edge, its other pixels repeat the edge's and have source and target
-// -infinity: no weight goes out from them and none comes in.
+// Arrays are [tiles, rows, kTile]: a row holds one number per pixel of a tile. Pixels of a tile
+// that lie outside the image (padding) copy the edge's features; their key_bias and query_bias are
+// -infinity, so all their weights are 0.
 template <typename A>
 struct LamImage {
   LamGrid grid;
-  int64_t directions;  // in the basis: the rank of the features if projected, else kAxes
-  int64_t rank;        // rows of x: directions if projected, else D
-  bool projected;      // x holds coordinates in the basis, else f - centre
-  bool prune;          // false where an input is not finite: then every pair is taken
-  A log_skip;     // a pair whose share of the denominator is provably below exp of this is skipped
-  A* centre;      // [D]
-  A* basis;       // [directions, D]: orthonormal, the first kAxes nearly principal directions
-  A* transposed;  // [D, directions]
-  A* x;           // [tiles, rank, kTile]
-  A* values;      // [tiles, C, kTile]
-  A* half;        // [tiles, kTile]: |scale| |x|^2 / 2
-  A* source;      // [tiles, kTile]
-  A* target;      // [tiles, kTile]
+  int64_t directions;    // rows of the basis: the rank of the features if projected, else kAxes
+  int64_t rank;          // rows of x: directions if projected, else D
+  bool projected;        // x holds coordinates in the basis; otherwise f - center
+  bool prune;            // whether pairs may be skipped; false if an input is not finite
+  A log_skip_threshold;  // a pair is skipped if an upper bound of its log P_ab is below this
+  A* center;             // [D]
+  A* basis;            // [directions, D]: orthonormal, the first kAxes nearly principal directions
+  A* transposed;       // [D, directions]
+  A* x;                // [tiles, rank, kTile]
+  A* values;           // [tiles, C, kTile]
+  A* half_sq_norm;     // [tiles, kTile]: |scale| |x|^2 / 2
+  A* key_bias;         // [tiles, kTile]
+  A* query_bias;       // [tiles, kTile]
   A* log_denominator;  // [tiles, kTile]: in backward log((Z + eps T) / w_bb), in forward 0
-  A* source_bound;     // [tiles, kTile]: source + log of how much larger than usual its values are
-  A* target_bound;  // [tiles, kTile]: target - log_denominator + the same of the upstream gradient
-  A* bound;         // [tiles, kBoundRows, kTile]: principal coordinates, norm of the rest
-  A* low;           // [kAxes, tiles]: the least of each principal coordinate in a tile
-  A* high;          // [kAxes, tiles]: the largest
-  A* source_peak;   // [tiles]: the largest half + source_bound
-  A* target_peak;   // [tiles]: the largest half + target_bound
-  A* upstream;      // [tiles, C, kTile], in backward: g
-  A* delta;         // [tiles, kTile], in backward: <g, out>
+  A* key_log_bound;    // [tiles, kTile]: key_bias + log A_a (lam-error.md)
+  A* query_log_bound;  // [tiles, kTile]: query_bias - log_denominator + log A of the gradient
+  A* bound;            // [tiles, kBoundRows, kTile]: kAxes coordinates y, norm of the rest r
+  A* low;              // [kAxes, tiles]: smallest of each coordinate y in a tile
+  A* high;             // [kAxes, tiles]: largest
+  A* key_max_bound;    // [tiles]: largest half_sq_norm + key_log_bound
+  A* query_max_bound;  // [tiles]: largest half_sq_norm + query_log_bound
+  A* upstream;         // [tiles, C, kTile], in backward: g
+  A* delta;            // [tiles, kTile], in backward: <g, out>
+  A* log_tolerance;    // [tiles, kTile]: log of the error that T_b / w_bb may have
+  A* softmax_base;     // [tiles, kTile]: T_b / w_bb = softmax_sum exp(softmax_base)
+  A* softmax_sum;      // [tiles, kTile], or null if forward sums T together with Z
+  A eps;               // set with softmax_sum
 };
 
-// What a thread works in, and where it finds a tile's inputs and leaves its results.
+// To sum T, scores are computed from kAxes, kMoreCoordinates or all coordinates: the levels.
+constexpr int kLevels = 3;
+constexpr int64_t kMoreCoordinates = 24;
+
+// A copy of the image's pixels, ordered so that the pixels of a tile have similar features. T,
+// which has no Gaussian, is summed over these tiles (lam_softmax_sum.h).
+template <typename A>
+struct LamAlikeTiles {
+  int64_t tiles;
+  int64_t rank;  // rows of x
+  int levels;    // the last is exact
+  int64_t level_rank[kLevels];
+  A bound_margin;      // added to upper bounds: covers their rounding
+  int32_t* pixel;      // [tiles, kTile]: index into the image's [tiles, kTile]; -1 for padding
+  A* x;                // [tiles, rank, kTile]
+  A* bound;            // [tiles, kBoundRows, kTile]
+  A* rest;             // [tiles, kLevels, kTile]: sqrt(|scale|) |x beyond level_rank[level]|
+  A* max_rest;         // [tiles, kLevels]
+  A* key_bias;         // [tiles, kTile]
+  A* query_bias;       // [tiles, kTile]
+  A* log_tolerance;    // [tiles, kTile]
+  A* key_log_bound;    // [tiles, kTile]: key_bias + |scale| |x|^2 / 2
+  A* key_max_bound;    // [tiles]: largest key_log_bound
+  A* query_max_bound;  // [tiles]: largest query_bias + |scale| |x|^2 / 2 - log_tolerance
+  A* low;              // [kAxes, tiles]: smallest of each coordinate y in a tile
+  A* high;             // [kAxes, tiles]: largest
+};
+
+// The memory of a thread: work space, a tile's inputs, and its results.
 template <typename A>
 struct LamScratch {
   int32_t* candidates;  // [tiles]
-  A* reach;             // [tiles]
+  A* distance_bound;    // [tiles]
   A* features;          // [D, kTile]: features in, their gradient out
   A* coordinates;       // [max(rank, kAxes), kTile]
   A* values;            // [C, kTile]: output or the values' gradient
   A* log_denominator;   // [kTile]: forward's log((Z + eps T) / w_bb)
 };
 
-// What packing a tile found out.
+// Facts about a tile that packing returns.
 struct LamPacked {
-  double residual;   // the most that the basis leaves of a feature, in units of what it may
-  int64_t worst;     // the pixel that it is left of, y * width + x
-  double magnitude;  // largest |source| + |target|
-  bool finite;       // whether all sources and targets are, and far from overflow
+  double residual;   // largest projection error / tolerated error; above 1 the basis is too small
+  int64_t worst;     // the pixel with that error, y * width + x
+  double magnitude;  // largest |key_bias| + |query_bias|
+  bool finite;       // whether all biases are finite, and far from overflow
 };
 
-// The functions that lam_kernels.cpp offers, compiled for one capability.
+// The table of functions that lam_kernels.cpp fills. CMakeLists.txt compiles that file once per
+// capability; csrc/cpu/lam/lam_kernels.h declares the variants.
 template <typename A>
 struct LamKernels {
-  // From a sample of the pixels' features ([count, D], followed by room for most_directions + kAxes
-  // more rows; destroyed), sets centre, basis, transposed, directions and projected: whether the
-  // basis leaves no more of any sample than may be dropped.
-  void (*find_basis)(LamImage<A>& image, const LamNumbers<A>& numbers, double* sample,
-                     int64_t count, int64_t most_directions);
-  // Makes a tile's x, source, target, bound, low, high and peaks from scratch's features, and adds
-  // source and target to source_bound and target_bound.
-  LamPacked (*pack_tile)(const LamImage<A>& image, const LamNumbers<A>& numbers, int64_t tile,
+  // Sets center, basis, transposed, directions and projected from a sample of the pixels' features:
+  // [count, D], followed by most_directions + kMoreCoordinates rows of work space; overwritten.
+  // projected: whether the projection error of every sample is tolerated.
+  void (*find_basis)(LamImage<A>& image, const LamParams<A>& params, double* sample, int64_t count,
+                     int64_t most_directions);
+  // Computes all of a tile that depends on scratch.features: x, the biases and their bounds. Adds
+  // the biases to key_log_bound and query_log_bound, which hold log A before.
+  LamPacked (*pack_tile)(const LamImage<A>& image, const LamParams<A>& params, int64_t tile,
                          const LamScratch<A>& scratch);
-  // Makes values (the output) and log_denominator of a tile.
-  void (*forward_tile)(const LamImage<A>& image, const LamNumbers<A>& numbers, int64_t tile,
+  // Computes scratch.values (the output) and scratch.log_denominator of a tile.
+  void (*forward_tile)(const LamImage<A>& image, const LamParams<A>& params, int64_t tile,
                        const LamScratch<A>& scratch);
-  // Makes features and values (the gradients) of a tile.
-  void (*backward_tile)(const LamImage<A>& image, const LamNumbers<A>& numbers, int64_t tile,
+  // The steps of T; see lam_softmax_sum.h.
+  void (*sum_neighborhood)(const LamImage<A>& image, const LamParams<A>& params, int64_t tile,
+                           A* log_sum);
+  void (*gather_alike_tile)(const LamImage<A>& image, const LamParams<A>& params,
+                            const LamAlikeTiles<A>& alike, int64_t tile);
+  void (*sum_alike_tile)(const LamImage<A>& image, const LamParams<A>& params,
+                         const LamAlikeTiles<A>& alike, int64_t tile, const LamScratch<A>& scratch);
+  // Computes scratch.features and scratch.values (the gradients) of a tile.
+  void (*backward_tile)(const LamImage<A>& image, const LamParams<A>& params, int64_t tile,
                         const LamScratch<A>& scratch);
 };
 

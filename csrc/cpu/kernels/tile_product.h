@@ -1,6 +1,6 @@
-// The two matrix products that LAM is made of, on tiles: lanes are the kTile target pixels, rows
-// are source pixels, picked from their tile by a list. Both keep a block of kRowsAcross rows by
-// kVectorsAcross vectors in registers while they walk along the inner dimension.
+// LAM's two matrix products on tiles. Lanes are the kTile query pixels; rows are the listed key
+// pixels of another tile. Both keep a block of kRowsAcross rows by kVectorsAcross vectors in
+// registers along the inner dimension.
 #pragma once
 
 #include "lam_image.h"
@@ -10,9 +10,9 @@ namespace blpseg::BLPSEG_CAPABILITY {
 
 constexpr int kRowsAcross = 4;
 
-// The sources of a tile that are taken, in order. Behind the last stand kRowsAcross - 1 copies of
-// it, so that products can work in whole blocks.
-struct Rows {
+// A list of keys of a tile, in order. finish() appends kRowsAcross - 1 copies of the last, so that
+// products can work in whole blocks.
+struct KeyList {
   int32_t index[kTile + kRowsAcross];
   int count = 0;
 
@@ -24,28 +24,29 @@ struct Rows {
 
 // out[r][lane] = sum_k a[k][rows[r]] b[k][lane]
 // a, b: [inner, kTile]; out: [rows.count rounded up to whole blocks, kTile].
-// Summed from the last k to the first, since principal coordinates come first and are the largest:
-// most roundings then happen while the sum is small. Runs of kRun are summed apart for the same
-// end.
+// Sums from the last k to the first: principal coordinates come first and are the largest, so most
+// roundings happen while the sum is small. Blocks of kRun are summed apart for the same reason.
+// Each product is one fused multiply-add and the order depends on k only, so <a, b> and <b, a> have
+// the same bits.
 template <typename A>
-void dot(const A* a, const A* b, int64_t inner, const Rows& rows, A* out) {
+void dot(const A* a, const A* b, int64_t inner, const KeyList& rows, A* out) {
   constexpr int width = kWidth<A>, across = kVectorsAcross;
   constexpr int64_t kRun = 64;
   for (int64_t end = inner; end > 0; end -= kRun) {
     const int64_t begin = end > kRun ? end - kRun : 0;
     for (int row = 0; row < rows.count; row += kRowsAcross) {
-      const A* source[kRowsAcross];
-      for (int i = 0; i < kRowsAcross; ++i) source[i] = a + rows.index[row + i];
+      const A* key[kRowsAcross];
+      for (int i = 0; i < kRowsAcross; ++i) key[i] = a + rows.index[row + i];
       for (int lane = 0; lane < kTile; lane += across * width) {
         Vector<A> sum[kRowsAcross][across] = {};
         for (int64_t k = end - 1; k >= begin; --k) {
-          Vector<A> target[across];
+          Vector<A> query[across];
 #pragma GCC unroll 4
-          for (int j = 0; j < across; ++j) target[j] = load(b + k * kTile + lane + j * width);
+          for (int j = 0; j < across; ++j) query[j] = load(b + k * kTile + lane + j * width);
 #pragma GCC unroll 4
           for (int i = 0; i < kRowsAcross; ++i) {
 #pragma GCC unroll 4
-            for (int j = 0; j < across; ++j) sum[i][j] += source[i][k * kTile] * target[j];
+            for (int j = 0; j < across; ++j) sum[i][j] += key[i][k * kTile] * query[j];
           }
         }
 #pragma GCC unroll 4
@@ -68,14 +69,14 @@ inline void accumulate_block(const A* a, int64_t pitch, const int32_t* index, in
   for (int lane = 0; lane < kTile; lane += across * width) {
     Vector<A> sum[rows_across][across] = {};
     for (int r = 0; r < count; ++r) {
-      const A* source = a + index[r];
+      const A* key = a + index[r];
       Vector<A> weight[across];
 #pragma GCC unroll 4
       for (int j = 0; j < across; ++j) weight[j] = load(weights + r * kTile + lane + j * width);
 #pragma GCC unroll 4
       for (int i = 0; i < rows_across; ++i) {
 #pragma GCC unroll 4
-        for (int j = 0; j < across; ++j) sum[i][j] += source[i * pitch] * weight[j];
+        for (int j = 0; j < across; ++j) sum[i][j] += key[i * pitch] * weight[j];
       }
     }
 #pragma GCC unroll 4

@@ -1,16 +1,17 @@
 // blpseg::lam and blpseg::lam_backward on the CPU. Called by blpseg_ops/ops/lam.py; the reference
 // is blpseg_ops/reference/lam.py.
 //
-// Here is the order of work: images are packed into tiles (lam_packing.h), then each tile's results
-// are made, by whichever thread is free. What a tile's results are is in lam_forward.h and
-// lam_backward.h; lam_image.h explains what they work on.
+// The order of work: images are packed into tiles (lam_packed_image.h); with eps > 0, T is summed
+// (lam_softmax_sums.h); then any free thread computes the next tile's results
+// (kernels/lam_forward.h, kernels/lam_backward.h). kernels/lam_image.h explains the data.
 
 #include <tuple>
 
 #include "cpu/capability.h"
 #include "cpu/parallel.h"
 #include "lam_kernels.h"
-#include "lam_packing.h"
+#include "lam_packed_image.h"
+#include "lam_softmax_sums.h"
 #include "tensor.h"
 
 namespace blpseg {
@@ -21,25 +22,20 @@ LamCall<T> make_call(const Tensor& features, const Tensor& values, double sigma,
                      double scale, std::optional<int64_t> radius) {
   using A = accumulate_t<T>;
   STD_TORCH_CHECK(radius.value_or(0) >= 0, "lam: expected radius >= 0, got ", *radius);
-  // Finite however small sigma is: no distance times it must be 0.
-  const double precision = std::min(1 / (sigma * sigma), double{std::numeric_limits<A>::max()});
+  // Finite for any sigma > 0, since distance 0 times it must be 0.
+  const double inv_sigma_sq = std::min(1 / (sigma * sigma), double{std::numeric_limits<A>::max()});
   const int64_t side = std::max(features.size(2), features.size(3));
-  const LamNumbers<A> numbers = {features.size(1),
-                                 values.size(1),
-                                 static_cast<A>(scale),
-                                 static_cast<A>(-precision / 2),
-                                 static_cast<A>(std::log(eps)),
-                                 std::min(radius.value_or(side), side)};
-  return {features,
-          View4<T>(features),
-          View4<T>(values),
-          numbers,
-          make_grid(features.size(2), features.size(3)),
-          lam_kernels<A>(cpu_capability()),
-          std::nullopt};
+  LamParams<A> params;
+  params.dims = features.size(1);
+  params.channels = values.size(1);
+  params.scale = static_cast<A>(scale);
+  params.minus_inv_two_sigma_sq = static_cast<A>(-inv_sigma_sq / 2);
+  params.log_eps = static_cast<A>(std::log(eps));
+  params.radius = std::min(radius.value_or(side), side);
+  return LamCall<T>(features, values, params, lam_kernels<A>(cpu_capability()));
 }
 
-// Threads with the memory to work on tiles.
+// Threads, each with memory to work on a tile.
 template <typename T>
 class Workers {
  public:
@@ -48,15 +44,15 @@ class Workers {
   explicit Workers(const LamCall<T>& call)
       : tiles_(call.tiles()),
         count_(std::min<int64_t>(torch::stable::get_num_threads(), tiles_ * call.features.size[0])),
-        dims_(call.numbers.dims),
+        dims_(call.params.dims),
         coordinates_(PackedImage<T>::most_coordinates(call)),
-        channels_(call.numbers.channels),
-        numbers_(call.room({count_, (dims_ + coordinates_ + channels_ + 1) * kTile + 2 * tiles_})) {
-  }
+        channels_(call.params.channels),
+        numbers_(
+            call.allocate({count_, (dims_ + coordinates_ + channels_ + 1) * kTile + 2 * tiles_})) {}
 
   // Calls visit(image, tile, scratch) for each tile of the images.
   template <typename Image, typename Visit>
-  void for_each_tile(const std::vector<Image>& images, const Visit& visit) const {
+  void for_each_tile(std::vector<Image>& images, const Visit& visit) const {
     const int64_t total = static_cast<int64_t>(images.size()) * tiles_;
     share_work(count_, total, [&](int64_t worker, const auto& next) {
       const LamScratch<A> scratch = scratch_of(worker);
@@ -67,13 +63,13 @@ class Workers {
  private:
   LamScratch<A> scratch_of(int64_t worker) const {
     LamScratch<A> scratch;
-    scratch.features = numbers_of<A>(numbers_) + worker * numbers_.size(1);
+    scratch.features = data_ptr<A>(numbers_) + worker * numbers_.size(1);
     scratch.coordinates = scratch.features + dims_ * kTile;
     scratch.values = scratch.coordinates + coordinates_ * kTile;
     scratch.log_denominator = scratch.values + channels_ * kTile;
-    scratch.reach = scratch.log_denominator + kTile;
+    scratch.distance_bound = scratch.log_denominator + kTile;
     static_assert(sizeof(A) >= sizeof(int32_t));
-    scratch.candidates = reinterpret_cast<int32_t*>(scratch.reach + tiles_);
+    scratch.candidates = reinterpret_cast<int32_t*>(scratch.distance_bound + tiles_);
     return scratch;
   }
 
@@ -95,10 +91,10 @@ std::vector<PackedImage<T>> pack_images(const LamCall<T>& call, const Workers<T>
     torch::stable::parallel_for(0, open.size(), 1, [&](int64_t first, int64_t last) {
       for (int64_t i = first; i < last; ++i) open[i]->choose_coordinates();
     });
-    for (PackedImage<T>* image : open) image->make_room();
+    for (PackedImage<T>* image : open) image->allocate_coordinates();
     workers.for_each_tile(open, [](PackedImage<T>* image, int64_t tile,
                                    const LamScratch<A>& scratch) { image->pack(tile, scratch); });
-    const auto settled = [](PackedImage<T>* image) { return image->settle(); };
+    const auto settled = [](PackedImage<T>* image) { return image->accept_or_resample(); };
     open.erase(std::remove_if(open.begin(), open.end(), settled), open.end());
   }
   return images;
@@ -130,14 +126,21 @@ std::tuple<Tensor, Tensor> lam(const Tensor& features, const Tensor& values, dou
     using A = accumulate_t<T>;
     const LamCall<T> call = make_call<T>(features, values, sigma, eps, scale, radius);
     const Workers<T> workers(call);
-    const std::vector<PackedImage<T>> images = pack_images(call, workers);
-    log_denominator = call.room(plane);
+    std::vector<PackedImage<T>> images = pack_images(call, workers);
+    std::vector<AlikeTiles<T>> sums;
+    const bool has_window = call.params.radius < std::max(call.grid.height, call.grid.width) - 1;
+    if (eps > 0 && !has_window) sums = sum_softmax(call, workers, images);
+    LamParams<A> params_without_eps = call.params;
+    params_without_eps.log_eps = -std::numeric_limits<A>::infinity();
+    log_denominator = call.allocate(plane);
     const OutputView4<T> out(output);
     const OutputView<A, 3> log_out(*log_denominator);
     workers.for_each_tile(images, [&](const auto& image, int64_t tile, const auto& scratch) {
       const int64_t n = image.index();
-      call.kernels.forward_tile(image.image(), call.numbers, tile, scratch);
-      store_tile(scratch.values, call.numbers.channels, n, call.grid, tile, out);
+      const bool has_sums = image.image().softmax_sum != nullptr;
+      call.kernels.forward_tile(image.image(), has_sums ? params_without_eps : call.params, tile,
+                                scratch);
+      store_tile(scratch.values, call.params.channels, n, call.grid, tile, out);
       store_tile(scratch.log_denominator, 1, n, call.grid, tile, log_out);
     });
   });
@@ -171,13 +174,13 @@ std::tuple<Tensor, Tensor> lam_backward(const Tensor& grad_output, const Tensor&
     call.upstream.emplace(
         LamUpstream<T>{View4<T>(grad_output), View4<T>(output), View<A, 3>(log_denominator)});
     const Workers<T> workers(call);
-    const std::vector<PackedImage<T>> images = pack_images(call, workers);
+    std::vector<PackedImage<T>> images = pack_images(call, workers);
     const OutputView4<T> to_features(grad_features), to_values(grad_values);
     workers.for_each_tile(images, [&](const auto& image, int64_t tile, const auto& scratch) {
       const int64_t i = image.index();
-      call.kernels.backward_tile(image.image(), call.numbers, tile, scratch);
-      store_tile(scratch.features, call.numbers.dims, i, call.grid, tile, to_features);
-      store_tile(scratch.values, call.numbers.channels, i, call.grid, tile, to_values);
+      call.kernels.backward_tile(image.image(), call.params, tile, scratch);
+      store_tile(scratch.features, call.params.dims, i, call.grid, tile, to_features);
+      store_tile(scratch.values, call.params.channels, i, call.grid, tile, to_values);
     });
   });
   return {grad_features, grad_values};

@@ -1,4 +1,6 @@
-// LAM's kernels, as compiled for each capability of the CPU that this build knows.
+// LAM's kernels: declares <capability>::lam_kernels<A>(), the table LamKernels<A> per CPU
+// capability, and lam_kernels<A>(capability), which chooses one. kernels/lam_kernels.cpp defines
+// the table; the loop over `capabilities` in CMakeLists.txt compiles that file once per capability.
 #pragma once
 
 #include "cpu/capability.h"

@@ -1,4 +1,4 @@
-// A tile's features, made into what its pairs with other tiles need.
+// Packs the features of a tile: coordinates, biases, and the numbers that upper bounds use.
 #pragma once
 
 #include "lam_basis.h"
@@ -7,11 +7,11 @@
 
 namespace blpseg::BLPSEG_CAPABILITY {
 
-// Bounds and weights are computed in floating point: a share of |x_a| |x_b| this large covers the
-// rounding of <x_a, x_b> in float32, and the basis being orthonormal to float32 only.
+// Upper bounds are increased by this times |x_a| |x_b|. It covers the rounding of <x_a, x_b> in
+// float32, and that the basis is orthonormal in float32 only.
 constexpr double kRoundingShare = 1.0 / (1 << 18);
 
-// Beyond, sums of scores could overflow float32; such images are left to the plain path.
+// With larger biases, sums of scores could overflow float32; no pair of such an image is skipped.
 constexpr double kLargest = 1e36;
 
 inline bool inside(const LamGrid& grid, int64_t tile, int lane) {
@@ -48,16 +48,16 @@ void add_squares(const A* in, int64_t rows, double* sums) {
   }
 }
 
-// What the bounds of a tile's pairs are made of: coordinates along the basis, and the norm of what
-// it leaves. features: centred, destroyed; plain, square: |f|^2 before and after.
+// Computes the coordinates along the basis, the norms of the rest, and the boxes of a tile.
+// features: centered; overwritten. plain, square: |f|^2 before and after centering.
 template <typename A>
-LamPacked bound_tile(const LamImage<A>& image, const LamNumbers<A>& numbers, int64_t tile,
+LamPacked bound_tile(const LamImage<A>& image, const LamParams<A>& params, int64_t tile,
                      const double* plain, const double* square, A* features, A* coordinates) {
-  const int64_t dims = numbers.dims, tiles = image.grid.rows * image.grid.columns;
+  const int64_t dims = params.dims, tiles = image.grid.rows * image.grid.columns;
   for (int64_t i = 0; i < image.directions * kTile; ++i) coordinates[i] = 0;
   multiply(image.basis, image.directions, dims, features, coordinates);
 
-  // The sign of what the directions leave does not matter.
+  // Only the norm of the rest matters, so its negative will do.
   for (int64_t i = 0; i < dims * kTile; ++i) features[i] = -features[i];
   multiply(image.transposed, dims, image.directions, coordinates, features);
   double left[kTile] = {};
@@ -65,7 +65,7 @@ LamPacked bound_tile(const LamImage<A>& image, const LamNumbers<A>& numbers, int
 
   LamPacked packed = {0, 0, 0, true};
   for (int lane = 0; lane < kTile; ++lane) {
-    const double allowed = droppable<A>(plain[lane], double(numbers.scale));
+    const double allowed = tolerated_sq_residual<A>(plain[lane], double(params.scale));
     if (!inside(image.grid, tile, lane) || !(left[lane] > packed.residual * allowed)) continue;
     packed.residual = left[lane] / allowed;
     packed.worst = pixel_of(image.grid, tile, lane);
@@ -91,20 +91,20 @@ LamPacked bound_tile(const LamImage<A>& image, const LamNumbers<A>& numbers, int
 }
 
 template <typename A>
-LamPacked pack_tile(const LamImage<A>& image, const LamNumbers<A>& numbers, int64_t tile,
+LamPacked pack_tile(const LamImage<A>& image, const LamParams<A>& params, int64_t tile,
                     const LamScratch<A>& scratch) {
-  const int64_t dims = numbers.dims;
-  const double scale = double(numbers.scale), size = scale < 0 ? -scale : scale;
+  const int64_t dims = params.dims;
+  const double scale = double(params.scale), size = scale < 0 ? -scale : scale;
   A* features = scratch.features;
   A* x = image.x + tile * image.rank * kTile;
 
-  double plain[kTile] = {}, along_centre[kTile] = {};  // |f|^2, <c, x>
+  double plain[kTile] = {}, along_center[kTile] = {};  // |f|^2, <c, x>
   if (image.prune) add_squares(features, dims, plain);
   for (int64_t d = 0; d < dims; ++d) {
-    const A centre = image.centre[d];
+    const A center = image.center[d];
     for (int lane = 0; lane < kTile; ++lane) {
-      features[d * kTile + lane] -= centre;
-      along_centre[lane] += double(centre) * features[d * kTile + lane];
+      features[d * kTile + lane] -= center;
+      along_center[lane] += double(center) * features[d * kTile + lane];
     }
   }
   double square[kTile] = {};
@@ -114,38 +114,38 @@ LamPacked pack_tile(const LamImage<A>& image, const LamNumbers<A>& numbers, int6
     for (int64_t i = 0; i < dims * kTile; ++i) x[i] = features[i];
   LamPacked packed = {0, 0, 0, true};
   if (image.prune)
-    packed = bound_tile(image, numbers, tile, plain, square, features,
+    packed = bound_tile(image, params, tile, plain, square, features,
                         image.projected ? x : scratch.coordinates);
 
-  A* half = image.half + tile * kTile;
-  A* source = image.source + tile * kTile;
-  A* target = image.target + tile * kTile;
-  A* source_bound = image.source_bound + tile * kTile;
-  A* target_bound = image.target_bound + tile * kTile;
+  A* half_sq_norm = image.half_sq_norm + tile * kTile;
+  A* key = image.key_bias + tile * kTile;
+  A* query = image.query_bias + tile * kTile;
+  A* key_log_bound = image.key_log_bound + tile * kTile;
+  A* query_log_bound = image.query_log_bound + tile * kTile;
   const A* log_denominator = image.log_denominator + tile * kTile;
-  A source_peak = A(-__builtin_inf()), target_peak = source_peak;
+  A key_max_bound = A(-__builtin_inf()), query_max_bound = key_max_bound;
   for (int lane = 0; lane < kTile; ++lane) {
-    half[lane] = 0;
-    source[lane] = target[lane] = A(-__builtin_inf());
+    half_sq_norm[lane] = 0;
+    key[lane] = query[lane] = A(-__builtin_inf());
     if (!inside(image.grid, tile, lane)) {
-      source_bound[lane] = target_bound[lane] = source[lane];
+      key_log_bound[lane] = query_log_bound[lane] = key[lane];
       continue;
     }
-    const double out = scale * along_centre[lane], own = -scale * square[lane] - out;
-    source[lane] = A(out);
+    const double out = scale * along_center[lane], own = -scale * square[lane] - out;
+    key[lane] = A(out);
     // Without a finite weight of its own, a pixel's weights are relative to 1.
-    target[lane] = A(__builtin_isfinite(own) ? own : 0);
+    query[lane] = A(__builtin_isfinite(own) ? own : 0);
     const double magnitude = __builtin_fabs(out) + __builtin_fabs(own);
     packed.finite = packed.finite && magnitude < kLargest;
     if (magnitude > packed.magnitude) packed.magnitude = magnitude;
-    half[lane] = A(size * square[lane] / 2);
-    source_bound[lane] += source[lane];
-    target_bound[lane] += target[lane] - log_denominator[lane];
-    source_peak = larger(source_peak, half[lane] + source_bound[lane]);
-    target_peak = larger(target_peak, half[lane] + target_bound[lane]);
+    half_sq_norm[lane] = A(size * square[lane] / 2);
+    key_log_bound[lane] += key[lane];
+    query_log_bound[lane] += query[lane] - log_denominator[lane];
+    key_max_bound = larger(key_max_bound, half_sq_norm[lane] + key_log_bound[lane]);
+    query_max_bound = larger(query_max_bound, half_sq_norm[lane] + query_log_bound[lane]);
   }
-  image.source_peak[tile] = source_peak;
-  image.target_peak[tile] = target_peak;
+  image.key_max_bound[tile] = key_max_bound;
+  image.query_max_bound[tile] = query_max_bound;
   return packed;
 }
 

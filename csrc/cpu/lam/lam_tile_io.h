@@ -1,4 +1,4 @@
-// Between tensors and tiles: which pixels make a tile, and how a tile is read and written.
+// Reads and writes tiles of a tensor, and says which pixels a tile holds.
 #pragma once
 
 #include <algorithm>
@@ -8,7 +8,7 @@
 
 namespace blpseg {
 
-// Tiles are 8 x 8 pixels; flatter or narrower where the image is.
+// Tiles are 8 x 8 pixels; flatter or narrower if the image is.
 inline LamGrid make_grid(int64_t height, int64_t width) {
   int64_t tile_height = 8;
   while (tile_height > 1 && tile_height / 2 >= height) tile_height /= 2;
@@ -34,8 +34,8 @@ void for_each_pixel(const LamGrid& grid, int64_t tile, const Visit& visit) {
   }
 }
 
-// Reads a tile of image n into [channels, kTile], with the edge's pixels where it reaches over the
-// edge; returns whether all numbers are finite.
+// Reads a tile of image n into [channels, kTile]. Padding repeats the edge's pixels. Returns
+// whether all numbers are finite.
 template <typename T, typename A>
 bool load_tile(const View4<T>& view, int64_t n, const LamGrid& grid, int64_t tile, A* out) {
   int64_t offset[kTile];
