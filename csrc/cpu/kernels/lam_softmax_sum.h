@@ -202,12 +202,14 @@ int add_exponentials(const LamAlikeTiles<A>& alike, const LamParams<A>& params, 
     }
     store<A>(sum + lane, total);
     if (exact) continue;
-    // exp(s + e) is within exp(s) |e| exp(|e|) of exp(s).
+    // exp(s + e) differs from exp(s) by at most exp(s) |e| exp(|e|). Beyond |e| = kHeadroom that
+    // says little, and exp(s) may have been rounded to 0.
     const auto cost_at = [&](int at) {
-      const Vector<A> most = load(alike.rest + (tile * kLevels + at) * kTile + lane) *
-                             alike.max_rest[other * kLevels + at];
-      const Vector<A> relative = most * exp<A>(smaller(most, broadcast(A(kLargestLog))));
-      return total * relative * load(sums.in_tolerances + lane);
+      const Vector<A> change = load(alike.rest + (tile * kLevels + at) * kTile + lane) *
+                               alike.max_rest[other * kLevels + at];
+      const Vector<A> cost = total * change * exp<A>(smaller(change, broadcast(A(kHeadroom)))) *
+                             load(sums.in_tolerances + lane);
+      return change > A(kHeadroom) ? broadcast(A(__builtin_inf())) : cost;
     };
     const Vector<A> cost = cost_at(level), allowed = load(sums.allowed + lane);
     store<A>(error + lane, cost);
