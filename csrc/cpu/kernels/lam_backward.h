@@ -75,6 +75,7 @@ void backward_tile(const LamImage<A>& image, const LamParams<A>& params, int64_t
 
   PixelPositions<A> positions;
   find_positions(grid, tile, positions);
+  // 1. Bounds, and sums at 0.
   QueryBounds<A> bound;
   if (image.prune) bound.set(image, params, tile);
   alignas(64) Gaussian<A> gaussian;
@@ -113,6 +114,7 @@ void backward_tile(const LamImage<A>& image, const LamParams<A>& params, int64_t
     }
   };
 
+  // 2. Gather from all tiles of the window.
   const TileWindow tiles = tiles_in_window(grid, tile, params.radius);
   if (image.prune) {
     const int64_t count = find_candidates<true>(image, params, bound, tiles, scratch);
@@ -121,7 +123,7 @@ void backward_tile(const LamImage<A>& image, const LamParams<A>& params, int64_t
     for_each_tile_in(grid, tiles, visit);
   }
 
-  // Back from coordinates to features: f = basis^T x + center.
+  // 3. From coordinates back to features: f = basis^T x + center.
   A* gradient = scratch.features;
   if (image.projected) {
     for (int64_t i = 0; i < dims * kTile; ++i) gradient[i] = 0;

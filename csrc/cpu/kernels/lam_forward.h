@@ -96,6 +96,7 @@ void forward_tile(const LamImage<A>& image, const LamParams<A>& params, int64_t 
   alignas(64) Gaussian<A> gaussian;
   alignas(64) Sums<A> sums;
   alignas(64) A pairs[(kTile + kRowsAcross) * kTile];
+  // 1. Start with eps T, if that is known, or with nothing.
   sums.output = scratch.values;
   for (int lane = 0; lane < kTile; ++lane) {
     const bool has_sum = image.softmax_sum && query[lane] > A(-__builtin_inf());
@@ -136,6 +137,7 @@ void forward_tile(const LamImage<A>& image, const LamParams<A>& params, int64_t 
   };
   for_each_tile_in(grid, tiles_in_window(grid, tile, params.radius < 1 ? params.radius : 1), visit);
 
+  // 3. The other tiles of the window.
   const TileWindow tiles = tiles_in_window(grid, tile, params.radius);
   if (image.prune) {
     alignas(64) A known[kTile];
@@ -152,6 +154,7 @@ void forward_tile(const LamImage<A>& image, const LamParams<A>& params, int64_t 
     });
   }
 
+  // 4. Divide by the denominator.
   for (int lane = 0; lane < kTile; ++lane) {
     scratch.log_denominator[lane] = sums.base[lane] + A(__builtin_log(sums.denominator[lane]));
     const A denominator = A(sums.denominator[lane]);
