@@ -9,6 +9,7 @@
 #include <string>
 
 #include "cpu/capability.h"
+#include "cpu/lam/lam_settings.h"
 
 namespace py = pybind11;
 
@@ -51,4 +52,8 @@ PYBIND11_MODULE(_C, module) {
       "Choose a variant; the environment variable BLPSEG_CPU_CAPABILITY does so on loading.\n\n"
       "Raises:\n"
       "    ValueError: name is not among cpu_capabilities().");
+  module.def("min_tiles_to_sum_apart", &blpseg::min_tiles_to_sum_apart,
+             "The number of 64-pixel tiles from which lam with eps > 0 sums T apart from Z.");
+  module.def("set_min_tiles_to_sum_apart", &blpseg::set_min_tiles_to_sum_apart, py::arg("tiles"),
+             "Change that number; tests use it on small inputs.");
 }

@@ -54,6 +54,17 @@ def restore_variant() -> Iterator[None]:
     _C.set_cpu_capability(before)
 
 
+@pytest.fixture(params=[False, True], ids=["T with Z", "T apart"])
+def both_ways_to_sum_t(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Let lam with eps > 0 sum T together with Z, and apart from it, whatever the input's size."""
+    from blpseg_ops import _C  # not there without native code
+
+    before = _C.min_tiles_to_sum_apart()
+    _C.set_min_tiles_to_sum_apart(0 if request.param else 2**62)
+    yield
+    _C.set_min_tiles_to_sum_apart(before)
+
+
 @pytest.fixture
 def restore_threads() -> Iterator[None]:
     """Restore the number of threads after the test."""

@@ -43,7 +43,9 @@ SIZES = [
 
 
 @pytest.mark.parametrize(("size", "eps"), SIZES, ids=str)
-def test_odd_sizes(size: tuple[int, int, int, int, int], eps: float) -> None:
+def test_odd_sizes(
+    size: tuple[int, int, int, int, int], eps: float, both_ways_to_sum_t: None
+) -> None:
     budget = ErrorBudget(normal_case(*size, sigma=2.5, eps=eps, scale=0.7))
     for dtype in WIDE:
         budget.check_kernel(dtype)
@@ -51,7 +53,9 @@ def test_odd_sizes(size: tuple[int, int, int, int, int], eps: float) -> None:
 
 @pytest.mark.parametrize("name", ["smooth", "two clusters", "scale -1"])
 @pytest.mark.parametrize("eps", [0.0, 1e-3])
-def test_the_denominator_that_backward_is_given(name: str, eps: float) -> None:
+def test_the_denominator_that_backward_is_given(
+    name: str, eps: float, both_ways_to_sum_t: None
+) -> None:
     budget = hostile(name, eps)
     log_denominator = run_kernel(budget.case.to(torch.float64)).log_denominator
     torch.testing.assert_close(log_denominator, budget.expected.log_denominator, rtol=0, atol=1e-11)
@@ -116,7 +120,9 @@ REPRESENTATIVE = [
 
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("dtype", WIDE, ids=str)
-def test_every_variant(restore_variant: None, variant: str, dtype: torch.dtype) -> None:
+def test_every_variant(
+    restore_variant: None, variant: str, dtype: torch.dtype, both_ways_to_sum_t: None
+) -> None:
     _C.set_cpu_capability(variant)
     assert _C.cpu_capability() == variant
     for name, eps in REPRESENTATIVE:

@@ -138,10 +138,7 @@ void find_basis(LamImage<A>& image, const LamParams<A>& params, double* sample, 
   for (int64_t i = 0; i < dims; ++i) image.center[i] = A(center[i]);
   for (int64_t s = 0; s < count; ++s) add(sample + s * dims, -1, center, dims);
 
-  // With eps > 0, T uses the leading kMoreCoordinates (lam_softmax_sum.h): these are principal too.
-  int64_t axes = kAxes;
-  if (params.log_eps > A(-__builtin_inf()) && most_directions > kMoreCoordinates)
-    axes = kMoreCoordinates;
+  const int64_t axes = most_directions > params.principal_axes ? params.principal_axes : kAxes;
   // Start of the iteration: vectors of random signs.
   for (int64_t k = 0; k < axes; ++k) {
     uint32_t state = 2654435769u * uint32_t(k + 1);

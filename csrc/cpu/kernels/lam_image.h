@@ -43,6 +43,7 @@ struct LamParams {
   A minus_inv_two_sigma_sq;  // -1 / (2 sigma^2)
   A log_eps;                 // -infinity for eps = 0
   int64_t radius;            // of the window; at least the image's sides if there is no window
+  int64_t principal_axes;    // leading basis directions to be made nearly principal
 };
 
 // Arrays are [tiles, rows, kTile]: a row holds one number per pixel of a tile. Pixels of a tile

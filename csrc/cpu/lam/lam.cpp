@@ -1,21 +1,25 @@
 // blpseg::lam and blpseg::lam_backward on the CPU. Called by blpseg_ops/ops/lam.py; the reference
 // is blpseg_ops/reference/lam.py.
 //
-// The order of work: images are packed into tiles (lam_packed_image.h); with eps > 0, T is summed
-// (lam_softmax_sums.h); then any free thread computes the next tile's results
+// The order of work: images are packed into tiles (lam_packed_image.h); with eps > 0, T of a large
+// image is summed (lam_softmax_sums.h); then any free thread computes the next tile's results
 // (kernels/lam_forward.h, kernels/lam_backward.h). kernels/lam_image.h explains the data.
 
+#include <atomic>
 #include <tuple>
 
 #include "cpu/capability.h"
 #include "cpu/parallel.h"
 #include "lam_kernels.h"
 #include "lam_packed_image.h"
+#include "lam_settings.h"
 #include "lam_softmax_sums.h"
 #include "tensor.h"
 
 namespace blpseg {
 namespace {
+
+std::atomic<int64_t> min_tiles{512};
 
 template <typename T>
 LamCall<T> make_call(const Tensor& features, const Tensor& values, double sigma, double eps,
@@ -32,6 +36,7 @@ LamCall<T> make_call(const Tensor& features, const Tensor& values, double sigma,
   params.minus_inv_two_sigma_sq = static_cast<A>(-inv_sigma_sq / 2);
   params.log_eps = static_cast<A>(std::log(eps));
   params.radius = std::min(radius.value_or(side), side);
+  params.principal_axes = kAxes;
   return LamCall<T>(features, values, params, lam_kernels<A>(cpu_capability()));
 }
 
@@ -124,12 +129,14 @@ std::tuple<Tensor, Tensor> lam(const Tensor& features, const Tensor& values, dou
   dispatch_floating("lam", "features", features.scalar_type(), [&](auto element) {
     using T = decltype(element);
     using A = accumulate_t<T>;
-    const LamCall<T> call = make_call<T>(features, values, sigma, eps, scale, radius);
+    LamCall<T> call = make_call<T>(features, values, sigma, eps, scale, radius);
+    const bool has_window = call.params.radius < std::max(call.grid.height, call.grid.width) - 1;
+    const bool sums_t_apart = eps > 0 && !has_window && call.tiles() >= min_tiles_to_sum_apart();
+    if (sums_t_apart) call.params.principal_axes = kMoreCoordinates;  // T is summed from these
     const Workers<T> workers(call);
     std::vector<PackedImage<T>> images = pack_images(call, workers);
     std::vector<AlikeTiles<T>> sums;
-    const bool has_window = call.params.radius < std::max(call.grid.height, call.grid.width) - 1;
-    if (eps > 0 && !has_window) sums = sum_softmax(call, workers, images);
+    if (sums_t_apart) sums = sum_softmax(call, workers, images);
     LamParams<A> params_without_eps = call.params;
     params_without_eps.log_eps = -std::numeric_limits<A>::infinity();
     log_denominator = call.allocate(plane);
@@ -187,6 +194,9 @@ std::tuple<Tensor, Tensor> lam_backward(const Tensor& grad_output, const Tensor&
 }
 
 }  // namespace
+
+int64_t min_tiles_to_sum_apart() { return min_tiles; }
+void set_min_tiles_to_sum_apart(int64_t tiles) { min_tiles = tiles; }
 
 STABLE_TORCH_LIBRARY_IMPL(blpseg, CPU, library) {
   library.impl("lam", TORCH_BOX(&lam));
