@@ -67,14 +67,13 @@ class Resources(NamedTuple):
 TRITON = tuple(int(part) for part in triton.__version__.split(".")[:2])
 
 
-def spill_limit(launch: Launch) -> int:
+def spill_limit(dtype: torch.dtype) -> int:
     """Return the bytes of stack (AMD: registers) that a kernel may take.
 
     Some of the largest launches use all 255 registers, and ptxas puts numbers aside; how many
-    depends on the order of independent statements, so on Triton's version. A window's mask takes
-    more registers.
+    depends on the order of independent statements, so on Triton's version.
     """
-    return 256 if launch.constants.get("WINDOW") or TRITON < (3, 8) else 128
+    return 240 if TRITON < (3, 8) and dtype != torch.float32 else 128
 
 
 def preparations(family: str) -> Iterator[tuple[str, torch.dtype, Launch]]:
