@@ -1,4 +1,4 @@
-"""What the losses' CUDA kernels save per pixel for backward: its shape and dtype, once."""
+"""Shape and dtype of what the losses' CUDA kernels save per pixel for backward."""
 
 from __future__ import annotations
 
@@ -15,6 +15,6 @@ def new_saved_pixels(
     target: Tensor,  # [N, H, W]
     planes: int,
 ) -> Tensor:  # [planes, N, H, W] on CUDA, else [0]
-    """Allocate what forward returns for backward, zeros; other devices recompute it."""
+    """Return zeros for backward on CUDA, and nothing on other devices, which recompute it."""
     size = (planes, *target.shape) if logits.device.type == "cuda" else (0,)
     return logits.new_zeros(size, dtype=accumulate_dtype(logits.dtype))

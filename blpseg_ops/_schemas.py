@@ -18,14 +18,13 @@ for _schema in (
     "lam_backward(Tensor grad_output, Tensor features, Tensor values, Tensor output,"
     " Tensor log_denominator, float sigma, float eps, float scale, int? radius=None)"
     " -> (Tensor grad_features, Tensor grad_values)",
-    # weight_sum [N]: the sum of the BLP weights of every image. saved_pixels, here and below:
-    # _saved_pixels.py.
+    # weight_sum [N]: the sum of the BLP weights per image. _saved_pixels.py describes saved_pixels.
     "blp_loss(Tensor seg_logits, Tensor annotation_logits, Tensor target, float gamma,"
     " int ignore_index) -> (Tensor loss, Tensor weight_sum, Tensor saved_pixels)",
     "blp_loss_backward(Tensor grad_loss, Tensor seg_logits, Tensor annotation_logits,"
     " Tensor target, Tensor weight_sum, Tensor saved_pixels, float gamma, int ignore_index)"
     " -> Tensor",
-    # weight_sum []: the sum of the class weights of the batch's pixels.
+    # weight_sum []: the sum of the class weights over all pixels of the batch.
     "annotation_loss(Tensor annotation_logits, Tensor target, float unlabeled_weight,"
     " int ignore_index) -> (Tensor loss, Tensor weight_sum, Tensor saved_pixels)",
     "annotation_loss_backward(Tensor grad_loss, Tensor annotation_logits, Tensor target,"

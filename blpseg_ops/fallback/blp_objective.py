@@ -52,8 +52,8 @@ def blp_objective_backward(
     target: Tensor,  # [N, H, W]
     blp_weight_sum: Tensor,  # [N]
     annotation_weight_sum: Tensor,  # []
-    blp_saved_pixels: Tensor,  # unused, as the next
-    annotation_saved_pixels: Tensor,
+    blp_saved_pixels: Tensor,  # unused
+    annotation_saved_pixels: Tensor,  # unused
     gamma: float,
     unlabeled_weight: float,
     ignore_index: int,

@@ -95,13 +95,13 @@ def _fake_backward(grad_loss: Tensor, annotation_logits: Tensor, *_: Any) -> Ten
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    annotation_logits, target, *ctx.numbers = inputs
+    annotation_logits, target, *ctx.params = inputs
     ctx.save_for_backward(annotation_logits, target, *output[1:])
     ctx.mark_non_differentiable(*output[1:])
 
 
 def _backward(ctx: Any, grad_loss: Tensor, *_: None) -> tuple[Tensor | None, ...]:
-    grad = annotation_loss_backward_op(grad_loss, *ctx.saved_tensors, *ctx.numbers)
+    grad = annotation_loss_backward_op(grad_loss, *ctx.saved_tensors, *ctx.params)
     return grad, None, None, None
 
 

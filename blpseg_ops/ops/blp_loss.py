@@ -101,15 +101,15 @@ def _fake_backward(grad_loss: Tensor, seg_logits: Tensor, *_: Any) -> Tensor:
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    seg_logits, annotation_logits, target, *ctx.numbers = inputs
+    seg_logits, annotation_logits, target, *ctx.params = inputs
     ctx.save_for_backward(seg_logits, annotation_logits, target, *output[1:])
     ctx.mark_non_differentiable(*output[1:])
 
 
 def _backward(ctx: Any, grad_loss: Tensor, *_: None) -> tuple[Tensor | None, ...]:
-    if not ctx.needs_input_grad[0]:  # annotation_logits alone asked; their gradient is none
+    if not ctx.needs_input_grad[0]:  # annotation_logits have no gradient
         return None, None, None, None, None
-    grad = blp_loss_backward_op(grad_loss, *ctx.saved_tensors, *ctx.numbers)
+    grad = blp_loss_backward_op(grad_loss, *ctx.saved_tensors, *ctx.params)
     return grad, None, None, None, None
 
 

@@ -153,8 +153,8 @@ def _fake_backward(
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    seg_logits, annotation_logits, target, class_present, *numbers = inputs
-    ctx.gamma, ctx.unlabeled_weight, _, ctx.ignore_index = numbers
+    seg_logits, annotation_logits, target, class_present, *params = inputs
+    ctx.gamma, ctx.unlabeled_weight, _, ctx.ignore_index = params
     _, _, *weight_sums, labels, blp_pixels, annotation_pixels = output
     blp_target = target if class_present is None else labels
     saved_pixels = blp_pixels, annotation_pixels
@@ -162,7 +162,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
         seg_logits, annotation_logits, blp_target, target, *weight_sums, *saved_pixels
     )
     ctx.mark_non_differentiable(*output[2:])
-    ctx.set_materialize_grads(False)  # a loss that nobody uses shall cost nothing
+    ctx.set_materialize_grads(False)  # an unused loss gets None and costs nothing
 
 
 def _backward(

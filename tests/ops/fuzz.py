@@ -86,12 +86,13 @@ def draw_operator(rng: Random) -> Call:
         present = rng.choice((case.class_present, None))
         sums = draw_tensor(rng, len(target)).abs().to(wide)
         one, total = draw_tensor(rng, 2).to(wide)
+        none = one.new_zeros(0)  # saved_pixels; only CUDA has some
         gamma, weight, ignore = case.gamma, case.unlabeled_weight, case.ignore_index
         arguments = {
             "blp_loss": [seg, annotation, target, gamma, ignore],
-            "blp_loss_backward": [one, seg, annotation, target, sums, gamma, ignore],
+            "blp_loss_backward": [one, seg, annotation, target, sums, none, gamma, ignore],
             "annotation_loss": [annotation, target, weight, ignore],
-            "annotation_loss_backward": [one, annotation, target, total, weight, ignore],
+            "annotation_loss_backward": [one, annotation, target, total, none, weight, ignore],
             "pseudo_labels": [seg, target, case.class_present, case.threshold, ignore],
             "blp_objective": [
                 *(seg, annotation, target, present),
@@ -99,7 +100,7 @@ def draw_operator(rng: Random) -> Call:
             ],
             "blp_objective_backward": [
                 *(one, one, seg, annotation, target.clone(), target, sums, total),
-                *(gamma, weight, ignore),
+                *(none, none, gamma, weight, ignore),
             ],
         }[name]
     return Call(name, getattr(torch.ops.blpseg, name).default, arguments, RAW)

@@ -38,7 +38,7 @@ def _arguments(op: str, dtype: torch.dtype, layout: str, grads: bool = True) -> 
 
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     one = torch.ones((), dtype=wide)
-    none = torch.ones(0, dtype=wide)  # saved pixels
+    none = torch.ones(0, dtype=wide)  # saved_pixels
     match op:
         case "lam":
             return maps(4), maps(2), 2.0, 1e-7, 0.5, None

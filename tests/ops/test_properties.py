@@ -77,7 +77,7 @@ class LamErrorBudget(_lam_inputs.ErrorBudget):
 
 
 class LossErrorBudget(_loss_inputs.ErrorBudget):
-    """For any draw likewise: an image's gradient may cancel, the reference's own error be luck."""
+    """The error budget of the losses for arbitrary draws, larger for the same reasons."""
 
     least = 2**-12
 
