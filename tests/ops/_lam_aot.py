@@ -73,7 +73,9 @@ def spill_limit(dtype: torch.dtype) -> int:
     Some of the largest launches use all 255 registers, and ptxas puts numbers aside; how many
     depends on the order of independent statements, so on Triton's version.
     """
-    return 240 if TRITON < (3, 8) and dtype != torch.float32 else 128
+    if TRITON < (3, 8):
+        return {torch.float32: 128, torch.bfloat16: 240, torch.float16: 432}[dtype]
+    return 128
 
 
 def preparations(family: str) -> Iterator[tuple[str, torch.dtype, Launch]]:

@@ -29,13 +29,14 @@ from ._lam_aot import SHARED_MEMORY, compile_kernel, preparations, spill_limit
 def _launches(family: str) -> list[tuple[str, torch.dtype, Launch]]:
     """Return the launches with eps, without a window and, for one family, with a window.
 
-    float16 is left out: its kernels take the resources of bfloat16's.
+    Forward in float16 is left out: it takes the resources of bfloat16's. Backward scales its score
+    gradients in addition.
     """
     largest = [
         (name, dtype, launch)
         for name, dtype, launch in lam_config.every(family)
         if launch.constants["HAS_EPS"]
-        and dtype != torch.float16
+        and (dtype != torch.float16 or name == "backward")
         and (not launch.constants["WINDOW"] or family == "sm_90")
     ]
     return [*largest, *preparations(family)]
