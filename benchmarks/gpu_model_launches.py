@@ -44,7 +44,7 @@ class Launch(NamedTuple):
     kernel: str
     grid: list[int]
     arguments: dict[str, Any]  # number or flag; of a tensor [dtype, address, shape]
-    options: dict[str, int]  # num_warps, num_stages
+    options: dict[str, int]  # num_warps, num_stages, maxnreg
     loops: list[tuple[Chain, float, bool]]  # iterations per program; whether outermost
     bytes: int  # of an operator of torch: inputs and outputs
 
@@ -111,7 +111,9 @@ class _Recorder:
             run(kernel, *given, **{**named, "grid": (len(sample), *grid[1:])})
         arguments = dict(zip(kernel.arg_names, given, strict=False))
         arguments |= {key: value for key, value in named.items() if key in kernel.arg_names}
-        options = {key: named[key] for key in ("num_warps", "num_stages") if key in named}
+        options = {
+            key: named[key] for key in ("num_warps", "num_stages", "maxnreg") if key in named
+        }
         programs = len(sample) * grid[1] * grid[2]
         self.found.append(
             Launch(

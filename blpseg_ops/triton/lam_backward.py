@@ -16,6 +16,7 @@ from blpseg_ops.triton.lam_math import (
     log_weights,
     mask_logits,
     pixel_yx,
+    scores,
     squared_distances,
 )
 
@@ -174,7 +175,7 @@ def backward_kernel(
         other = first + lane
         other_y, other_x = pixel_yx(other, tile_columns)
         first = first.to(tl.int64)
-        dot_product = dot_products(
+        dot_product = scores(
             own_features,
             own_first_features,
             other_features + first * packed_dims,
@@ -243,7 +244,7 @@ def backward_kernel(
         for i in range(tl.load(list_lengths + tl.num_programs(0) + block) * (64 // KEYS)):
             first = tl.load(tile_lists + i // (64 // KEYS)) * 64 + i % (64 // KEYS) * KEYS
             other = first + lane
-            dot_product = dot_products(
+            dot_product = scores(
                 own_features,
                 own_first_features,
                 other_features + first.to(tl.int64) * packed_dims,

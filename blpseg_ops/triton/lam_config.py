@@ -28,10 +28,18 @@ class Launch(NamedTuple):
     constants: dict[str, Any]  # bool, int or str, by the kernel's own names
     num_warps: int = 4
     num_stages: int = 3
+    max_registers: int | None = None  # per thread; None: as many as the compiler likes
 
     def keywords(self) -> dict[str, Any]:
         """Return all of it as keywords of a launch."""
-        return {**self.constants, "num_warps": self.num_warps, "num_stages": self.num_stages}
+        return {**self.constants, **self.options()}
+
+    def options(self) -> dict[str, int]:
+        """Return the compiler's options."""
+        options = {"num_warps": self.num_warps, "num_stages": self.num_stages}
+        if self.max_registers is not None:
+            options["maxnreg"] = self.max_registers
+        return options
 
 
 def family_of(arch: str) -> str:
@@ -55,13 +63,17 @@ def forward(
     family: str, dtype: torch.dtype, dims: int, channels: int, has_eps: bool, window: bool
 ) -> Launch:
     """Return the forward kernel's launch for packed numbers of features and channels."""
+    max_registers = None
     if dtype == torch.float32:
         queries, warps, stages = 64, 4, 2
-        whole = dims == 64 and family != "sm_100"
+        # The same blocks as in backward: scores have the same bits.
+        whole = dims == 64 and family == "sm_90"
         block = 64 if whole else 32
         keys = 32 if channels == 32 or family == "sm_90" else 16
         if family == "sm_90" and channels == 32:
             stages = 3 if whole else 4  # two copies in flight; three programs per multiprocessor
+        if family == "sm_90" and not window and (whole or channels == 32):
+            max_registers = 168  # three programs of 128 threads; nothing is spilled
     else:
         queries, warps, stages = 128, 8, 3 if family == "sm_90" else 2
         whole = _is_whole(family, dims)
@@ -77,7 +89,7 @@ def forward(
         "SLICE_C": min(channels, 64),
         "INPUT_PRECISION": _input_precision(family),
     }
-    return Launch(constants, warps, stages)
+    return Launch(constants, warps, stages, max_registers)
 
 
 def backward(

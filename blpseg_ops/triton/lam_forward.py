@@ -10,11 +10,11 @@ import triton
 import triton.language as tl
 
 from blpseg_ops.triton.lam_math import (
-    dot_products,
     in_window,
     log_weights,
     mask_logits,
     pixel_yx,
+    scores,
     squared_distances,
 )
 
@@ -117,7 +117,7 @@ def forward_kernel(
         first_key = tl.load(tile_lists + i // (64 // KEYS)) * 64 + i % (64 // KEYS) * KEYS
         key_y, key_x = pixel_yx(first_key + lane, tile_columns)
         first_key = first_key.to(tl.int64)
-        dot_product = dot_products(
+        dot_product = scores(
             query_features,
             first_block_of_queries,
             key_features + first_key * packed_dims,
@@ -154,7 +154,7 @@ def forward_kernel(
             first_key = tl.load(tile_lists + i // (64 // KEYS)) * 64 + i % (64 // KEYS) * KEYS
             key_y, key_x = pixel_yx(first_key + lane, tile_columns)
             first_key = first_key.to(tl.int64)
-            dot_product = dot_products(
+            dot_product = scores(
                 query_features,
                 first_block_of_queries,
                 key_features + first_key * packed_dims,

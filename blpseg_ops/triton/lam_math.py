@@ -61,6 +61,31 @@ def in_window(y_rows, x_rows, y_columns, x_columns, radius):
 
 
 @triton.jit
+def round_to_tf32(x):
+    """Return the nearest number of 10 bits behind the leading one; matrix units take it as is.
+
+    NaN stays NaN where lam_pack has set its bits.
+    """
+    bits = x.to(tl.int32, bitcast=True)
+    return (((bits + 0x1000) >> 13) << 13).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def _exchangeable_dot(rows, columns):  # float32 [ROWS, BLOCK], [BLOCK, COLUMNS]
+    """Return rows columns to 22 bits, with the same bits if rows and columns change places.
+
+    tf32x3 adds high low onto low high: an exchange changes the order, and so the rounding.
+    """
+    rows_high, columns_high = round_to_tf32(rows), round_to_tf32(columns)
+    low_high = tl.dot(rows - rows_high, columns_high, input_precision="tf32")
+    high_low = tl.dot(rows_high, columns - columns_high, input_precision="tf32")
+    # Triton turns low_high + high_low into one accumulator, and so into an order.
+    small = tl.fma(low_high, 1.0, high_low)
+    small = tl.where(small == small, small, 0)  # inf - inf; the large product has the infinity
+    return tl.dot(rows_high, columns_high, small, input_precision="tf32")
+
+
+@triton.jit
 def dot_products(
     rows,  # [ROWS, BLOCK] pointers to the first BLOCK numbers of vectors
     first_block_of_rows,  # [ROWS, BLOCK], loaded from `rows` once per program
@@ -80,6 +105,34 @@ def dot_products(
         for start in range(0, length, BLOCK):
             block = tl.trans(tl.load(columns + start))
             total = tl.dot(tl.load(rows + start), block, total, input_precision=INPUT_PRECISION)
+    return total
+
+
+@triton.jit
+def scores(
+    rows,  # [ROWS, BLOCK] pointers to the first BLOCK features of pixels
+    first_block_of_rows,  # [ROWS, BLOCK], loaded from `rows` once per program
+    columns,  # [COLUMNS, BLOCK] pointers
+    length,  # of the features
+    FITS_IN_ONE_BLOCK: tl.constexpr,  # length == BLOCK
+    BLOCK: tl.constexpr,
+    INPUT_PRECISION: tl.constexpr,
+):
+    """Return the scores <f_a, f_b> [ROWS, COLUMNS].
+
+    Their bits are the same in all kernels, and if a and b are exchanged: blocks are the same in
+    forward and backward, and a matrix unit's product does not depend on the operands' order.
+    """
+    if rows.dtype.element_ty != tl.float32 or INPUT_PRECISION != "tf32x3":
+        total = dot_products(
+            rows, first_block_of_rows, columns, length, FITS_IN_ONE_BLOCK, BLOCK, INPUT_PRECISION
+        )
+    elif FITS_IN_ONE_BLOCK:
+        total = _exchangeable_dot(first_block_of_rows, tl.trans(tl.load(columns)))
+    else:
+        total = tl.zeros([rows.shape[0], columns.shape[0]], tl.float32)
+        for start in range(0, length, BLOCK):
+            total += _exchangeable_dot(tl.load(rows + start), tl.trans(tl.load(columns + start)))
     return total
 
 

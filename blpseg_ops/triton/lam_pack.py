@@ -84,5 +84,10 @@ def pack_kernel(
     channel_offset = channel.to(tl.int64) * stride_c
     inside = ((y < height) & (x < width))[:, None] & (channel < channels)[None, :]
     block = tl.load(maps + pixel_offset[:, None] + channel_offset[None, :], mask=inside, other=0.0)
+    if block.dtype == tl.float32:
+        # A NaN's bits may be all ones, which round_to_tf32 would turn into a zero.
+        bits = block.to(tl.int32, bitcast=True)
+        bits = tl.where((bits & 0x7FFFFFFF) > 0x7F800000, 0x7FC00000, bits)
+        block = bits.to(tl.float32, bitcast=True)
     row = tl.program_id(0).to(tl.int64) * 64 + pixel
     tl.store(packed + row[:, None] * packed_width + channel[None, :], block)

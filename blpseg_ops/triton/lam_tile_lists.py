@@ -25,7 +25,7 @@ from torch import Tensor
 
 from blpseg_ops.triton import lam_config
 from blpseg_ops.triton.lam_describe import AXES, Tiles
-from blpseg_ops.triton.lam_math import SIDE, LamParams, in_window, pixel_yx
+from blpseg_ops.triton.lam_math import SIDE, LamParams, in_window, pixel_yx, round_to_tf32
 from blpseg_ops.triton.lam_pack import TileGrid
 
 ROUNDING = 2.0**-24
@@ -221,13 +221,6 @@ def list_kernel(
 
 
 @triton.jit
-def _round_to_tf32(x):
-    """Return the nearest number of 10 bits behind the leading one; matrix units take it as is."""
-    bits = x.to(tl.int32, bitcast=True)
-    return (((bits + 0x1000) >> 13) << 13).to(tl.float32, bitcast=True)
-
-
-@triton.jit
 def _largest_sum(log2_bound):  # [QUERIES, 64] -> scalar
     """Return the largest sum over keys of 2^log2_bound; of two keys side by side, twice the larger.
 
@@ -362,7 +355,7 @@ def refine_kernel(
     lane_x = (lane % 8).to(tl.float32) * unit
     axis = tl.arange(0, _AXES)[None, :]
     factor = tl.where(axis < _AXES - 1, scale, tl.abs(scale)) * _LOG2_E
-    own_axes = _round_to_tf32(tl.load(axes + own[:, None] * _AXES + axis) * factor)
+    own_axes = round_to_tf32(tl.load(axes + own[:, None] * _AXES + axis) * factor)
     own_key_bound = (tl.load(key_log_bound + own) * _LOG2_E)[:, None]
     own_query_bound = (tl.load(query_log_bound + own) * _LOG2_E)[:, None]
 
@@ -371,7 +364,7 @@ def refine_kernel(
     for i in range(length):
         tile = tl.load(candidates + i)
         pixel = tile * 64 + lane
-        other_axes = _round_to_tf32(tl.load(axes + pixel[:, None] * _AXES + axis))
+        other_axes = round_to_tf32(tl.load(axes + pixel[:, None] * _AXES + axis))
         score = tl.dot(own_axes, tl.trans(other_axes), input_precision=INPUT_PRECISION)
         other_key_bound = (tl.load(key_log_bound + pixel) * _LOG2_E)[None, :]
         bound = score + own_query_bound + other_key_bound

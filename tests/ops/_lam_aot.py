@@ -11,7 +11,7 @@ import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -90,7 +90,17 @@ def preparations(family: str) -> Iterator[tuple[str, torch.dtype, Launch]]:
         yield name, torch.float32, launch
 
 
-def compile_kernel(name: str, dtype: torch.dtype, launch: Launch, family: str) -> Resources:
+def resources(name: str, dtype: torch.dtype, launch: Launch, family: str) -> Resources:
+    """Compile one kernel and read what it takes."""
+    compiled = compile_kernel(name, dtype, launch, family)
+    if family.startswith("gfx"):
+        registers, spilled = _read_amd(compiled.asm["amdgcn"])
+    else:
+        registers, spilled = _read_nvidia(compiled.asm["cubin"])
+    return Resources(compiled.metadata.shared, registers, spilled)
+
+
+def compile_kernel(name: str, dtype: torch.dtype, launch: Launch, family: str) -> Any:
     """Compile one kernel for the chip that the family is named after."""
     kernel = KERNELS[name]
     signature = {arg: _type(arg, dtype, launch) for arg in kernel.arg_names}
@@ -100,15 +110,11 @@ def compile_kernel(name: str, dtype: torch.dtype, launch: Launch, family: str) -
         if kind.startswith("*") or arg.startswith("packed_")
     }
     source = ASTSource(kernel, signature, constexprs=launch.constants, attrs=aligned)
-    options = {"num_warps": launch.num_warps, "num_stages": launch.num_stages}
     if family.startswith("gfx"):
-        compiled = triton.compile(source, target=GPUTarget("hip", family, 64), options=options)
-        registers, spilled = _read_amd(compiled.asm["amdgcn"])
+        target = GPUTarget("hip", family, 64)
     else:
         target = GPUTarget("cuda", int(family.removeprefix("sm_")), 32)
-        compiled = triton.compile(source, target=target, options=options)
-        registers, spilled = _read_nvidia(compiled.asm["cubin"])
-    return Resources(compiled.metadata.shared, registers, spilled)
+    return triton.compile(source, target=target, options=launch.options())
 
 
 def _type(arg: str, dtype: torch.dtype, launch: Launch) -> str:
@@ -154,7 +160,7 @@ def _table() -> Iterator[str]:
         groups: dict[tuple[str, torch.dtype], list[Resources]] = {}
         whole = [one for one in lam_config.every(family) if not one[2].constants["WINDOW"]]
         for name, dtype, launch in (*whole, *preparations(family)):
-            used = compile_kernel(name, dtype, launch, family)
+            used = resources(name, dtype, launch, family)
             groups.setdefault((name, dtype), []).append(used)
         for (name, dtype), group in groups.items():
             shared, registers, spilled = map(max, zip(*group, strict=True))

@@ -6,7 +6,9 @@ Compiled with the Triton at hand; CI runs this with the oldest that is supported
 from __future__ import annotations
 
 import os
+import re
 from collections import defaultdict
+from itertools import product
 from typing import Any
 
 import pytest
@@ -23,7 +25,7 @@ from triton.runtime.jit import JITFunction, create_function_from_signature
 from blpseg_ops.triton import lam_config
 from blpseg_ops.triton.lam_config import Launch
 
-from ._lam_aot import SHARED_MEMORY, compile_kernel, preparations, spill_limit
+from ._lam_aot import SHARED_MEMORY, compile_kernel, preparations, resources, spill_limit
 
 
 def _launches(family: str) -> list[tuple[str, torch.dtype, Launch]]:
@@ -52,10 +54,40 @@ CASES = [(family, *case) for family in lam_config.FAMILIES for case in _launches
     ids=[f"{family}-{name}-{dtype}-{i}" for i, (family, name, dtype, _) in enumerate(CASES)],
 )
 def test_fits(family: str, name: str, dtype: torch.dtype, launch: Launch) -> None:
-    used = compile_kernel(name, dtype, launch, family)
+    used = resources(name, dtype, launch, family)
     assert used.shared_memory <= SHARED_MEMORY[family]
     assert used.registers * launch.num_warps * 32 <= 2**16
     assert used.spilled <= spill_limit(dtype)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("dims", [64, 256])
+@pytest.mark.parametrize("name", lam_config.KERNELS)
+def test_scores_do_not_depend_on_the_order_of_operands(name: str, dims: int) -> None:
+    """Triton rewrites a b + c d as one accumulator, where c d would be rounded on top of a b."""
+    launch = lam_config.KERNELS[name]("sm_90", torch.float32, dims, 32, True, False)
+    code = compile_kernel(name, torch.float32, launch, "sm_90").asm["ttir"]
+    dot = r"(%\S+) = tt\.dot %\S+, %\S+, (%\S+), inputPrecision = tf32 :"
+    dots = re.findall(dot, code)
+    assert len(dots) == 6  # of near and of far tiles
+    for low_high, high_low, _ in (dots[:3], dots[3:]):
+        assert low_high[1] == high_low[1]  # both start at 0
+        total = rf"math\.fma {low_high[0]}, %\S+, {high_low[0]} :"
+        assert re.search(total, code)
+
+
+def test_scores_of_both_passes_have_the_same_blocks() -> None:
+    options = product(
+        lam_config.FAMILIES, lam_config.DTYPES, range(64, lam_config.MAX_DIMS + 1, 64)
+    )
+    for family, dtype, dims in options:
+        packed = lam_config.packed_dims(dims)
+        for channels in (32, 64):
+            blocks = {
+                choose(family, dtype, packed, channels, False, False).constants["BLOCK_D"]
+                for choose in lam_config.KERNELS.values()
+            }
+            assert len(blocks) == 1
 
 
 def test_every_size_has_an_entry() -> None:
