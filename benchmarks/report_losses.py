@@ -25,8 +25,8 @@ def report(result: dict[str, Any]) -> str:
         parts += ["Peak memory beyond inputs and gradients:", _peaks(results, classes)]
     parts += [
         "### Error",
-        "Largest difference from float64, relative to the largest number of that tensor, in a call "
-        "of all losses.",
+        "Largest difference from float64, relative to the largest number of that tensor, in a\n"
+        "call of all losses.",
         _errors(results),
     ]
     return "\n\n".join(parts)
