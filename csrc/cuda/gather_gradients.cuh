@@ -130,7 +130,8 @@ __device__ __noinline__ A compute_weight(int pixel, int in, int out) {
 
 template <int cached, typename A>
 BLPSEG_INLINE A weight_at(const A (&weights)[cached], int first, int pixel, int in, int out) {
-  return pixel - first < cached ? weights[pixel - first] : compute_weight<A>(pixel, in, out);
+  if (pixel - first < cached) return weights[pixel - first];
+  return compute_weight<A>(pixel, in, out);  // past the cache
 }
 
 // Fill in what a block computes once. The block has the gaps from `first_row` down, and `gaps`

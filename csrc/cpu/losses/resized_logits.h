@@ -112,22 +112,28 @@ class ResizedLogits {
     gathered_.resize(classes() * pitch);
     corners_.resize(4 * padded(count));
     weights_.resize(padded(count));
-    const auto column_at = [&](int64_t i) { return columns[std::min(i, count - 1)]; };
-    for (int64_t i = 0; i < padded(count); ++i) weights_[i] = segment_.weight[column_at(i)];
-    A* const corners = corners_.data();
+    lefts_.resize(count);
+    rights_.resize(count);
+    for (int64_t i = 0; i < count; ++i) {
+      weights_[i] = segment_.weight[columns[i]];
+      lefts_[i] = segment_.low[columns[i]] * stride;
+      rights_[i] = segment_.high[columns[i]] * stride;
+    }
+    A *const upper_left = corners_.data(), *const upper_right = upper_left + padded(count);
+    A *const lower_left = upper_right + padded(count), *const lower_right =
+                                                           lower_left + padded(count);
     for (int64_t k = 0; k < classes(); ++k) {
       const T* upper = logits_.at(n, k, t.low, segment_.in_first);
       const T* lower = logits_.at(n, k, t.high, segment_.in_first);
-      for (int64_t i = 0; i < padded(count); ++i) {
-        const int64_t left = segment_.low[column_at(i)] * stride;
-        const int64_t right = segment_.high[column_at(i)] * stride;
-        corners[i] = static_cast<A>(upper[left]);
-        corners[padded(count) + i] = static_cast<A>(upper[right]);
-        corners[2 * padded(count) + i] = static_cast<A>(lower[left]);
-        corners[3 * padded(count) + i] = static_cast<A>(lower[right]);
+      for (int64_t i = 0; i < count; ++i) {
+        upper_left[i] = static_cast<A>(upper[lefts_[i]]);
+        upper_right[i] = static_cast<A>(upper[rights_[i]]);
+        lower_left[i] = static_cast<A>(lower[lefts_[i]]);
+        lower_right[i] = static_cast<A>(lower[rights_[i]]);
       }
-      kernels_.resize_columns(corners, weights_.data(), t.weight, padded(count),
-                              gathered_.data() + k * pitch);
+      A* out = gathered_.data() + k * pitch;
+      kernels_.resize_columns(corners_.data(), weights_.data(), t.weight, padded(count), out);
+      std::fill(out + count, out + padded(count), out[count - 1]);
     }
     return {gathered_.data(), gathered_.data(), A(0), classes(), pitch, padded(count)};
   }
@@ -144,6 +150,7 @@ class ResizedLogits {
   std::vector<A> gathered_;  // [K, pitch of the columns]
   std::vector<A> corners_;   // [4, padded count] of one class: upper left, upper right, lower ...
   std::vector<A> weights_;   // [padded count] of the right corners
+  std::vector<int64_t> lefts_, rights_;  // [count] offsets of the corners in a row of cells
 };
 
 }  // namespace blpseg
