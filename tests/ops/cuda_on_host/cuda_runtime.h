@@ -1,7 +1,8 @@
-// Enough of CUDA to run unchanged kernels on a host without a GPU, one block after the other, slowly.
-// The threads of a block are fibers of one thread. A fiber runs until it must wait for others:
-// __syncthreads, __syncwarp, ballots and shuffles, which all threads of a warp must reach. It cannot
-// show races between threads that do not wait for each other, nor how a device rounds.
+// Enough of CUDA to run unchanged kernels on a host without a GPU, one block after the other,
+// slowly. The threads of a block are fibers of one thread. A fiber runs until it must wait for
+// others:
+// __syncthreads, __syncwarp, ballots and shuffles, which all threads of a warp must reach. It
+// cannot show races between threads that do not wait for each other, nor how a device rounds.
 #pragma once
 
 #include <setjmp.h>
