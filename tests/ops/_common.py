@@ -14,6 +14,8 @@ from torch import Tensor
 
 import blpseg_ops
 
+TORCH = tuple(int(part) for part in torch.__version__.split(".")[:2])
+
 
 def randn(*shape: int, seed: int = 0) -> Tensor:
     """Return normal random numbers in float64."""

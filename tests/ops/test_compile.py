@@ -13,7 +13,7 @@ from torch import Tensor
 import blpseg_ops
 from blpseg_ops import BLPLoss, LocalAggregation
 
-from ._common import LAYOUTS, randn
+from ._common import LAYOUTS, TORCH, randn
 
 K = 3
 Inputs = dict[str, Tensor]
@@ -113,6 +113,8 @@ def _assert_same(function: Callable[[Inputs], Tensor], compiled: Any, inputs: In
 @every_function
 @pytest.mark.parametrize("autocast", [False, True], ids=["", "autocast"])
 def test_one_graph(function: Callable[[Inputs], Tensor], autocast: bool) -> None:
+    if autocast and TORCH < (2, 13):
+        pytest.skip("older compilers do not widen lam's inputs under autocast; see docs/ops.md")
     inputs = _inputs()
     if autocast:
         inputs = {k: x.bfloat16() if x.is_floating_point() else x for k, x in inputs.items()}

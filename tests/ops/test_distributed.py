@@ -89,7 +89,7 @@ def test_two_processes_are_one(how: str, tmp_path: Path) -> None:
             PROGRAM, timeout=120, RANK=str(rank), MEETING=meeting, HOW=how, OMP_NUM_THREADS="1"
         )
         assert done.returncode == 0, done.stderr
-        assert done.stdout == "done\n"
+        assert done.stdout.endswith("done\n")  # older gloo prints its connections first
 
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(run, range(2)))

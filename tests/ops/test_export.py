@@ -12,7 +12,7 @@ from torch.export import Dim
 
 import blpseg_ops
 
-from ._common import randn
+from ._common import TORCH, randn
 
 
 class Segmenter(nn.Module):
@@ -67,6 +67,10 @@ def test_exported_programs_hold_one_operator_and_survive_saving(sizes: str) -> N
 @pytest.mark.parametrize("params", PARAMS, ids=str)
 @pytest.mark.parametrize("sizes", SIZES)
 def test_decomposed_programs_compute_the_same(sizes: str, params: dict[str, Any]) -> None:
+    if sizes == "any size" and TORCH < (2, 14):
+        pytest.skip(
+            "older torch guards the decomposed program against a batch of 1; see docs/ops.md"
+        )
     model = segmenter(**params)
     program = exported(model, sizes).run_decompositions(blpseg_ops.decompositions())
     assert not any("blpseg" in str(node.target) for node in program.graph.nodes)
