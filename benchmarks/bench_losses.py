@@ -140,12 +140,13 @@ def _in_float64(inputs: Inputs, self_training: bool) -> tuple[dict[str, Tensor],
         *(x.detach().split(1) for x in inputs), strict=True
     ):
         logits, settings = (seg.double(), annotation.double()), (GAMMA, UNLABELED_WEIGHT)
-        *losses, blp_sum, annotation_sum, labels = blp_objective_forward(
+        *losses, blp_sum, annotation_sum, labels, blp_saved, saved = blp_objective_forward(
             *logits, target, present if self_training else None, *settings, THRESHOLD, IGNORE
         )
         one, blp_target = torch.ones_like(blp_sum[0]), labels if self_training else target
+        sums = (blp_sum, annotation_sum, blp_saved, saved)
         grads = blp_objective_backward(
-            one, one, *logits, blp_target, target, blp_sum, annotation_sum, *settings, IGNORE
+            one, one, *logits, blp_target, target, *sums, *settings, IGNORE
         )
         images.append((*losses, *grads, annotation_sum, labels))
     blp, annotated, grad_seg, grad_annotation, sums, labels = zip(*images, strict=True)
