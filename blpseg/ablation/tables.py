@@ -28,4 +28,5 @@ def ablation_table(ablation: Ablation) -> Table:
 
 
 def _percent(spread: Spread | None) -> str:
+    """Format a spread in percent, or "-" if there is none."""
     return "-" if spread is None else spread.percent()

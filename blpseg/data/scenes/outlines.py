@@ -195,6 +195,7 @@ def _stone(rng: Generator) -> list[Part]:
 
 
 def blade(rng: Generator) -> list[Part]:
+    """Return a bent blade of grass or a stick."""
     bend = rng.normal(0, 0.25, 2)
     return [Part(_limb([(0, 0), (bend[0], -0.6), (bend[1], -1.2)], 0.09, 0.04))]
 
