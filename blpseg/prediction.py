@@ -17,7 +17,8 @@ from torch import Tensor
 
 from blpseg.checkpoints import load_model
 from blpseg.crf import require_crf
-from blpseg.data.photos import images_in, read_photo
+from blpseg.data.images import images_in
+from blpseg.data.photos import read_photo
 from blpseg.devices import choose_device
 from blpseg.errors import UserError, raise_problems
 from blpseg.inference import Prediction, predict_image

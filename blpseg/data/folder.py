@@ -18,8 +18,9 @@ from torch.utils.data import Dataset
 from torchvision import tv_tensors
 
 from blpseg.config import DataConfig
+from blpseg.data.images import UNREADABLE
 from blpseg.data.layouts import LAYOUTS, Files, Labels
-from blpseg.data.photos import UNREADABLE, photo_size, read_photo
+from blpseg.data.photos import photo_size, read_photo
 from blpseg.errors import UserError, raise_problems
 
 _SLOW_FROM = 500  # images; below this the check is over before a progress bar is read

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from blpseg.data.photos import UNREADABLE
+from blpseg.data.images import UNREADABLE
 from blpseg.errors import UserError
 
 IGNORE = 255

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from blpseg.data.photos import UNREADABLE, photo_size, read_photo
+from blpseg.data.images import UNREADABLE
+from blpseg.data.photos import photo_size, read_photo
 from blpseg.errors import UserError
 
 ORIENTATION = 0x0112

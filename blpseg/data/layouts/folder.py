@@ -13,6 +13,7 @@ from collections import defaultdict
 from collections.abc import Collection
 from pathlib import Path
 
+from blpseg.data.images import IMAGE_SUFFIXES
 from blpseg.data.labels import MAX_CLASSES
 from blpseg.data.layouts.base import Layout
 from blpseg.data.layouts.lookup import (
@@ -24,7 +25,6 @@ from blpseg.data.layouts.lookup import (
     repeated,
     require_folder,
 )
-from blpseg.data.photos import IMAGE_SUFFIXES
 from blpseg.errors import UserError, raise_problems
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from blpseg.data.images import IMAGE_SUFFIXES
 from blpseg.data.layouts.base import Layout
 from blpseg.data.layouts.lookup import (
     Files,
@@ -16,7 +17,6 @@ from blpseg.data.layouts.lookup import (
     require_folder,
     scribble_folder,
 )
-from blpseg.data.photos import IMAGE_SUFFIXES
 
 _SCRIBBLE_SUFFIXES = (".png", ".xml")
 
