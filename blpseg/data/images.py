@@ -33,7 +33,7 @@ UNREADABLE = (
 """What the functions of this module and Pillow raise on files that are no images, or broken."""
 
 _TIFF_SUFFIXES = (".tif", ".tiff")
-_MAX_PIXELS = 178_956_970  # Pillow refuses larger images as decompression bombs
+MAX_PIXELS = 178_956_970  # Pillow refuses larger images as decompression bombs
 _MAX_UNNAMED_PAGES = 16  # a longer stack is a volume or a film, not one image's channels
 
 _BITS_PER_SAMPLE, _ORIENTATION, _EXTRA_SAMPLES = 258, 274, 338  # tags of TIFF; EXIF has the second
@@ -165,8 +165,8 @@ def _named_shape(file: tifffile.TiffFile) -> list[tuple[str, int]]:
         )
     if series.dtype not in (np.uint8, np.uint16):
         raise ValueError(f"expected 8 or 16 bits per channel, got mode {series.dtype}")
-    if size["Y"] * size["X"] > _MAX_PIXELS:
-        raise ValueError(f"expected at most {_MAX_PIXELS} pixels, got {_in_words(shape)}")
+    if size["Y"] * size["X"] > MAX_PIXELS:
+        raise ValueError(f"expected at most {MAX_PIXELS} pixels, got {_in_words(shape)}")
     return shape
 
 

@@ -1,4 +1,4 @@
-"""Scribbles as lines, and their drawing into label maps."""
+"""Scribbles as lines and masks, and their drawing into label maps."""
 
 from __future__ import annotations
 
@@ -27,19 +27,24 @@ _SYNONYMS = {
 
 
 class Shape(NamedTuple):
-    """A stroke, polygon or set of points from an annotation program."""
+    """A stroke, polygon, set of points or mask from an annotation program."""
 
-    kind: Literal["line", "polygon", "points"]
-    """line: open, as wide as the pen; polygon: filled; points: dots as wide as the pen."""
+    kind: Literal["line", "polygon", "points", "mask"]
+    """line: open, as wide as the pen; polygon: filled; points: dots as wide as the pen; mask: what
+    a brush painted."""
 
     tag: str
     """Name of the class."""
 
     points: np.ndarray
-    """[P, 2] x, y in pixels, P >= 1; they may lie outside the image."""
+    """[P, 2] x, y in pixels, P >= 1; they may lie outside the image. A mask has one point: its
+    upper left pixel."""
 
     where: str
-    """FILE:LINE, for messages."""
+    """FILE:LINE, or the file and what is in it, for messages."""
+
+    mask: np.ndarray | None = None
+    """[h, w] bool, the pixels of a mask; None in other kinds."""
 
 
 class Drawing(NamedTuple):
@@ -52,6 +57,17 @@ class Drawing(NamedTuple):
     """Width and height of the image, in pixels."""
 
     shapes: list[Shape]
+
+
+def make_mask(tag: str, mask: np.ndarray, where: str, left: int = 0, top: int = 0) -> Shape:
+    """Make a shape of a mask [h, w] bool with upper left pixel (left, top); crop its borders."""
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    if rows.size:
+        mask = mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].copy()
+        left, top = left + int(columns[0]), top + int(rows[0])
+    else:
+        mask = mask[:0, :0]
+    return Shape("mask", tag, np.array([[left, top]]), where, mask)
 
 
 @dataclass(frozen=True)
@@ -89,8 +105,8 @@ def draw_drawing(
 ) -> np.ndarray:  # [H, W] uint8
     """Draw a label map; later shapes cover earlier ones.
 
-    Points outside the image are first clamped to its edge. Pillow draws the lines: 1 px wide ones
-    by Bresenham's algorithm, wider ones with round ends.
+    Points outside the image are first clamped to its edge; masks are cut there. Pillow draws the
+    lines: 1 px wide ones by Bresenham's algorithm, wider ones with round ends.
 
     Args:
         drawing: The shapes.
@@ -116,7 +132,11 @@ def draw_drawing(
         if rng.random() < thinning.drop:
             continue
         points = np.clip(shape.points, 0, last_pixel)
-        if shape.kind == "line":
+        if shape.mask is not None:
+            left, top = shape.points[0].tolist()
+            if shape.mask.size:
+                canvas.paste(label, (left, top), Image.fromarray(shape.mask))
+        elif shape.kind == "line":
             draw_stroke(draw, shrink_stroke(points, thinning.shrink), label, width)
         elif shape.kind == "polygon" and len(points) > 1:
             draw.polygon([tuple(point) for point in points.tolist()], fill=label)

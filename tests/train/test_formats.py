@@ -127,7 +127,7 @@ def test_the_format_is_found_out() -> None:
             CVAT,
             "<tag ",
             '<box label="bird" xtl="1" ytl="1" xbr="2" ybr="2"/><tag ',
-            "25: expected <polyline>, <polygon> or <points>, got <box>",
+            "25: expected <polyline>, <polygon>, <points> or <mask>, got <box>",
         ),
         (CVAT, "<annotations>", "<notes>", "38: expected well-formed XML (mismatched tag)"),
     ],
@@ -148,7 +148,9 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
     assert "expected well-formed XML" in error_of(path)
     path = tmp_path / "list.json"
     path.write_text("[1, 2]")
-    assert error_of(path) == "1: expected a JSON object, got list"
+    assert error_of(path) == " task 0: expected a JSON object, got int"
+    path.write_text("17")
+    assert error_of(path) == "1: expected a JSON object, got int"
     path.write_text('{"a": ' + "[" * 100_000)
     assert "cannot be read" in error_of(path) or "expected JSON" in error_of(path)
     assert "expected a file .xml or .json" in error_of(tmp_path / "notes.txt")

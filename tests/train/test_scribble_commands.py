@@ -108,7 +108,7 @@ def test_convert_refuses_what_is_not_there(
     assert "expected a file or folder" in error_of(
         capsys, "convert", tmp_path / "no.xml", "--classes=voc", *where
     )
-    assert "expected files .xml or .json, found none" in error_of(
+    assert "expected files .xml or .json or .png or .tif or " in error_of(
         capsys, "convert", tmp_path, "--classes=voc", *where
     )
     assert "expected a file with class names, one per line, or voc, context, coco" in error_of(

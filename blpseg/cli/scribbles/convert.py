@@ -1,4 +1,4 @@
-"""Convert ScribbleSup XML, LabelMe JSON or CVAT XML to label maps."""
+"""Convert files of CVAT, LabelMe, Label Studio, COCO, ilastik or napari to label maps."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ def run(argv: Sequence[str]) -> int:
         "INPUT [INPUT ...] --classes NAMES --output FOLDER [--width W]",
         __doc__,
     )
+    from blpseg.data.formats.label_image import ValuesPreset
     from blpseg.data.shapes import ScribbleThinning
 
     parser.add_argument("inputs", nargs="+", type=Path, help="Files, or folders of them.")
@@ -28,6 +29,18 @@ def run(argv: Sequence[str]) -> int:
         default=1,
         help="Width of lines in pixels; the authors use 1, other work 3.",
     )
+    parser.add_argument(
+        "--values",
+        type=ValuesPreset,
+        default="from-zero",
+        help="Label images: from-zero (255 is unlabeled) or from-one (0 is: ilastik, napari).",
+    )
+    parser.add_argument(
+        "--dataset", type=str | None, help="Label images: path of the array in HDF5 or zarr files."
+    )
+    parser.add_argument(
+        "--images", type=Path | None, help="Folder of the images: names and sizes are compared."
+    )
     parser.add_class_arguments(ScribbleThinning)
     parser.add_argument("--overwrite", type=bool, default=False, help="Replace earlier label maps.")
     options = parser.parse(argv)
@@ -39,6 +52,9 @@ def run(argv: Sequence[str]) -> int:
         find_classes(options.classes),
         options.output,
         width=options.width,
+        values=options["values"],  # `values` is a method too
+        dataset=options.dataset,
+        images=options.images,
         thinning=ScribbleThinning(options.shrink, options.drop, options.seed),
         overwrite=options.overwrite,
     )

@@ -13,9 +13,8 @@ from pathlib import Path
 from typing import NoReturn
 from xml.parsers import expat
 
+from blpseg.data.images import MAX_PIXELS
 from blpseg.errors import UserError
-
-_MAX_PIXELS = 178_956_970  # Pillow refuses larger images as decompression bombs
 
 
 @dataclass
@@ -92,9 +91,9 @@ def parse_size(width: float, height: float, where: str) -> tuple[int, int]:
         raise UserError(
             f"{where}: expected a width and height of whole pixels, got {width:g} x {height:g}"
         )
-    if width * height > _MAX_PIXELS:
+    if width * height > MAX_PIXELS:
         raise UserError(
-            f"{where}: expected at most {_MAX_PIXELS} pixels, got {width:.0f} x {height:.0f}"
+            f"{where}: expected at most {MAX_PIXELS} pixels, got {width:.0f} x {height:.0f}"
         )
     return int(width), int(height)
 
