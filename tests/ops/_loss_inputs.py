@@ -182,8 +182,6 @@ class ErrorBudget:
     labels, since a near tie may go either way.
     """
 
-    least = 0.0  # errors are relative to the image's largest gradient, and at least to this
-
     def __init__(self, case: Case) -> None:
         self.case = case.to(torch.float32)
         self._largest = max(_largest(x) for x in _logits(self.case))
@@ -206,19 +204,21 @@ class ErrorBudget:
         plain = truth
         if dtype == torch.float32:
             plain = _reference(case, results.pseudo_labels)
-        for name, tensor in results.tensors().items():
-            if name == "pseudo_labels":
-                continue
+        for name, size in self._sizes(replace(truth, pseudo_labels=results.pseudo_labels)).items():
+            tensor, plain_tensor, true = (getattr(x, name) for x in (results, plain, truth))
             assert tensor.dtype == dtype, name
-            error = self._error(tensor, getattr(truth, name))
-            allowed = self._allowed(self._error(getattr(plain, name), getattr(truth, name)), dtype)
+            error = self._error(tensor, true, size)
+            allowed = self._allowed(self._error(plain_tensor, true, size), dtype)
             assert error <= allowed, f"{name}: off by {error:.1e}, allowed {allowed:.1e}"
 
-    def _error(self, tensor: Tensor, truth: Tensor) -> float:
+    def _sizes(self, truth: Results) -> dict[str, Tensor]:
+        """Return what errors are relative to; of a gradient, each image's largest number counts."""
+        return {name: x.abs() for name, x in truth.tensors().items() if name != "pseudo_labels"}
+
+    def _error(self, tensor: Tensor, truth: Tensor, size: Tensor) -> float:
         error = (tensor.double() - truth.double()).abs()
-        size = truth.double().abs()
         if error.dim() == 4:
-            size = size.amax((1, 2, 3), keepdim=True).clamp(min=self.least)
+            size = size.amax((1, 2, 3), keepdim=True)
         # If all expected values are 0, only 0 is right. NaN and infinity are always wrong.
         relative = (error / size).where(error != 0, 0)
         assert tensor.isfinite().all()

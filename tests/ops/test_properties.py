@@ -18,6 +18,10 @@ from torch import Tensor
 
 import blpseg_ops
 from blpseg_ops._dtypes import accumulate_dtype, label_dtype
+from blpseg_ops.fallback.annotation_loss import _pixels as annotation_loss_pixels
+from blpseg_ops.fallback.blp_loss import _pixels as blp_loss_pixels
+from blpseg_ops.fallback.resize import upsample_adjoint
+from blpseg_ops.reference.blp_loss import GUARD
 from blpseg_ops.reference.resize import upsample
 
 from . import _lam_inputs, _loss_inputs
@@ -77,14 +81,39 @@ class LamErrorBudget(_lam_inputs.ErrorBudget):
 
 
 class LossErrorBudget(_loss_inputs.ErrorBudget):
-    """The error budget of the losses for arbitrary draws, larger for the same reasons."""
+    """The error budget of the losses for arbitrary draws, four times as large for the same reason.
 
-    # A gradient that cancels keeps the rounding of its terms, which are as large as 1 / 8 here: up
-    # to 2**-27, while the float32 reference may happen to cancel exactly.
-    least = 2**-10
+    A pixel adds weight * p and -weight to the gradient of its class. A sum of such terms may
+    cancel to 0 exactly in one order of summation, and to a rounding of the terms in another.
+    """
+
+    def _sizes(self, truth: _loss_inputs.Results) -> dict[str, Tensor]:
+        sizes = super()._sizes(truth)
+        case = self.case.to(torch.float64)
+        labels = case.target if truth.pseudo_labels is None else truth.pseudo_labels
+        seg, annotation = case.seg_logits, case.annotation_logits
+        blp = blp_loss_pixels(seg, annotation, labels, case.gamma, case.ignore_index)
+        normalizer = (blp.weight.sum((1, 2), keepdim=True) + GUARD) * len(labels)
+        scale = abs(_loss_inputs.GRAD_BLP) * blp.weight / normalizer
+        sizes["grad_seg_logits"] = _sum_of_terms(scale, blp.log_p, blp.label, seg)
+        annotated = annotation_loss_pixels(
+            annotation, case.target, case.unlabeled_weight, case.ignore_index
+        )
+        total = annotated.weight.sum()
+        scale = abs(_loss_inputs.GRAD_ANNOTATION) * annotated.weight / total.where(total > 0, 1)
+        sizes["grad_annotation_logits"] = _sum_of_terms(
+            scale, annotated.log_q, annotated.label, annotation
+        )
+        return sizes
 
     def _allowed(self, plain_error: float, dtype: torch.dtype) -> float:
         return 4 * super()._allowed(plain_error, dtype)
+
+
+def _sum_of_terms(scale: Tensor, log_p: Tensor, label: Tensor, logits: Tensor) -> Tensor:
+    """Return scale * (p + onehot(label)), resized back to the logits' size."""
+    terms = scale[:, None] * log_p.exp()
+    return upsample_adjoint(terms.scatter_add(1, label[:, None], scale[:, None]), logits)
 
 
 def check_lam(rng: Random) -> None:
