@@ -59,7 +59,6 @@ class Training:
         torch.manual_seed(0)
         samples = ScribbleFolder(DataConfig(scenes))
         self.case = case
-        self.stream = TrainingStream(samples, AugmentConfig(crop=case.crop), 10**6, seed=0)
         self.model = BLPSeg(
             len(samples.classes),
             case.backbone,
@@ -68,6 +67,13 @@ class Training:
             embedding_dim=case.embedding_dim,
             eps=1e-7,
             backend=PEERS[peer],
+        )
+        self.stream = TrainingStream(
+            samples,
+            AugmentConfig(crop=case.crop),
+            10**6,
+            seed=0,
+            mean=self.model.backbone.normalization.mean,
         )
         self.optimizer = AdamW(self.model.parameters(), lr=1e-5)
         self.position = 0
@@ -110,7 +116,7 @@ class Training:
     def lam(self) -> tuple[Tensor, ...]:
         """LAM with its embedding, and the gradients of its parameters and the logits."""
         seg, _ = self._logits
-        out = self.model.lam(self.batch.image, seg)
+        out = self.model.lam(self.model.backbone.normalize(self.batch.image), seg)
         return torch.autograd.grad(out.sum(), [seg, *self.model.lam.parameters()])
 
     def losses(self) -> tuple[Tensor, ...]:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from blpseg.checkpoints import build_model, save_checkpoint
+from blpseg.checkpoints import build_model, model_content, save_checkpoint
 from blpseg.config import DataConfig, ModelConfig, TrainConfig
 from blpseg.data.layouts.voc import VOC_CLASSES
 from blpseg.errors import UserError, raise_problems
@@ -93,12 +93,7 @@ def import_checkpoint(path: Path, output: Path, *, overwrite: bool = False) -> l
     count = model.num_classes
     classes = list(VOC_CLASSES) if count == len(VOC_CLASSES) else _numbered(count)
     config = TrainConfig(DataConfig(Path("data")), output.parent, _model_config())
-    content = {
-        "model": model.state_dict(),
-        "classes": classes,
-        "config": config.as_plain_data(),
-        "iteration": 0,
-    }
+    content = model_content(model, classes, config.as_plain_data(), iteration=0)
     output.parent.mkdir(parents=True, exist_ok=True)
     save_checkpoint(output, content)
     return classes

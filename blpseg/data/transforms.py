@@ -1,7 +1,8 @@
-"""Augmentation and normalization with torchvision's transforms."""
+"""Augmentation with torchvision's transforms."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,9 +11,6 @@ from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as F
 
 from blpseg.data.labels import IGNORE
-
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 class RandomScale(v2.Transform):
@@ -41,36 +39,29 @@ class RandomScale(v2.Transform):
         return self._call_kernel(F.resize, inpt, params["size"], interpolation=mode, antialias=True)
 
 
-def normalize() -> v2.Transform:
-    """Return a transform of an image [3, H, W] uint8 to float32, normalized as for ImageNet."""
-    return v2.Compose(
-        [
-            v2.ToDtype({tv_tensors.Image: torch.float32, "others": None}, scale=True),
-            v2.Normalize(IMAGENET_MEAN, IMAGENET_STD),
-        ]
-    )
+def augment(
+    flip: float, scale: tuple[float, float], crop: int, mean: Sequence[float]
+) -> v2.Transform:
+    """Return the published augmentation: flip, scale and crop an image and its target.
 
-
-def augment(flip: float, scale: tuple[float, float], crop: int) -> v2.Transform:
-    """Return the published augmentation: flip, scale, normalize and crop an image and its target.
-
-    Pixels outside the image become 0 after normalizing, and `IGNORE` in the target.
+    Pixels outside the image get the color `mean`, and `IGNORE` in the target.
 
     Args:
         flip: Probability of a left-right flip.
         scale: Smallest and largest factor.
         crop: Side of the square crop, in pixels after scaling.
+        mean: The mean that the backbone subtracts, so that it pads with zeros, as published.
 
     Returns:
         A transform of an image [3, H, W] uint8 and a target [H, W] uint8 into [3, crop, crop]
-        float32 and [crop, crop] uint8.
+        float32 from 0 to 1 and [crop, crop] uint8.
     """
-    outside = {tv_tensors.Image: 0, tv_tensors.Mask: IGNORE}
+    outside = {tv_tensors.Image: list(mean), tv_tensors.Mask: IGNORE}
     return v2.Compose(
         [
             v2.RandomHorizontalFlip(flip),
             RandomScale(*scale),
-            normalize(),
+            v2.ToDtype({tv_tensors.Image: torch.float32, "others": None}, scale=True),
             v2.RandomCrop(crop, pad_if_needed=True, fill=outside),
         ]
     )

@@ -21,7 +21,12 @@ from torch.optim import AdamW
 from torch.optim.lr_scheduler import PolynomialLR
 from torch.utils.data import DataLoader
 
-from blpseg.checkpoints import build_model, save_checkpoint
+from blpseg.checkpoints import (
+    build_model,
+    model_content,
+    normalization_in,
+    save_checkpoint,
+)
 from blpseg.config import DataConfig, OptimConfig, TrainConfig
 from blpseg.data.folder import Sample, ScribbleFolder, choose_splits
 from blpseg.data.stream import Batch, TrainingStream, derive_seed
@@ -208,7 +213,11 @@ class TrainingRun:
         config, state = self.config, self.accelerator.state
         batch_size = config.optim.batch_size
         stream = TrainingStream(
-            self.samples, config.augment, self.iterations * batch_size, config.seed
+            self.samples,
+            config.augment,
+            self.iterations * batch_size,
+            config.seed,
+            self.model.backbone.normalization.mean,
         )
         return DataLoader(
             stream,
@@ -282,24 +291,23 @@ class TrainingRun:
             return
         self.log.flush()
         scaler = self.accelerator.scaler
-        content = {
-            "model": self.model.state_dict(),
+        content = model_content(
+            self.model, self.classes, self.config.as_plain_data(), self.iteration
+        ) | {
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
             "scaler": None if scaler is None else scaler.state_dict(),
-            "iteration": self.iteration,
             "validated": self.validated,
             "best_miou": self.best_miou,
             "scores": None if self.scores is None else self.scores.as_plain_data(),
             "images": fingerprint(self.samples.names),
-            "classes": self.classes,
-            "config": self.config.as_plain_data(),
         }
         save_checkpoint(path, content)
 
     def _restore(self, content: dict[str, Any]) -> None:
         """Restore the state that `_save` wrote."""
         self.model.load_state_dict(content["model"])
+        self.model.backbone.set_normalization(normalization_in(content))
         self.optimizer.load_state_dict(content["optimizer"])
         self.schedule.load_state_dict(content["schedule"])
         if self.accelerator.scaler is not None and content["scaler"] is not None:

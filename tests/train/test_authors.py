@@ -17,6 +17,7 @@ from blpseg.authors import VOC_CLASSES, authors_name, load_authors_checkpoint, o
 from blpseg.checkpoints import load_model
 from blpseg.errors import UserError
 from blpseg.model import BLPSeg
+from blpseg.pretrained import IMAGENET
 
 KEYS = json.loads((Path(__file__).parents[1] / "data/authors_checkpoint_keys.json").read_text())
 State = dict[str, Tensor]
@@ -160,11 +161,15 @@ def published(state: State, images: Tensor) -> tuple[Tensor, Tensor]:
 def test_logits_are_the_authors(state: State, file: Path, size: tuple[int, int]) -> None:
     images = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(1))
     model = blpseg.load_authors_checkpoint(file)
+    assert model.backbone.normalization.mean == pytest.approx(IMAGENET.mean)
+    assert model.backbone.normalization.std == pytest.approx(IMAGENET.std)
     assert not model.training and model.lam.eps == 1e-7 and model.lam.sigma == 6
     double = {name: t.double() if t.is_floating_point() else t for name, t in state.items()}
     with torch.no_grad():
         logits, annotation = published(double, images.double())
-        ours, our_annotation = model(images), model.logits(images)[1]
+        mean, std = model.backbone.mean, model.backbone.std  # the model normalizes, as published
+        scaled = images * std + mean
+        ours, our_annotation = model(scaled), model.logits(scaled)[1]
     assert 0.1 < logits.std() < 10  # a scale on which 1e-4 says something
     torch.testing.assert_close(ours.double(), logits, rtol=0, atol=1e-4)
     torch.testing.assert_close(our_annotation.double(), annotation, rtol=0, atol=1e-4)

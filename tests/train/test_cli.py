@@ -97,7 +97,8 @@ def test_a_folder_is_trained_on_with_the_small_configuration(
     assert main(["train", *(word.format(root=own_shapes) for word in argv), "--seed=5"]) == 0
     (config,) = configured
     assert (config.data.root, config.output) == (own_shapes, Path("runs/shapes"))
-    assert config.model.backbone == "tf_efficientnet_lite0" and config.model.pretrained
+    assert config.model.backbone == "tf_efficientnet_lite0"
+    assert config.model.pretrained == "pypi"
     assert config.optim.self_training_from is None and config.seed == 5
 
 

@@ -46,7 +46,7 @@ def losses_of(config: TrainConfig) -> list[tuple[float, float]]:
 
 def stream_of(shapes: Path, seed: int = 0) -> TrainingStream:
     return TrainingStream(
-        ScribbleFolder(DataConfig(shapes), "train"), AugmentConfig(crop=32), 20, seed
+        ScribbleFolder(DataConfig(shapes), "train"), AugmentConfig(crop=32), 20, seed, (0.5,) * 3
     )
 
 
@@ -282,7 +282,9 @@ def test_a_loss_that_is_not_finite_names_iteration_and_images(
     config = make_config()
     with pytest.raises(UserError) as caught:
         train(config, on_step=lambda step: None)
-    stream = TrainingStream(ScribbleFolder(config.data, "train"), config.augment, 8, config.seed)
+    stream = TrainingStream(
+        ScribbleFolder(config.data, "train"), config.augment, 8, config.seed, (0.5,) * 3
+    )
     names = ", ".join(stream[position].name for position in (4, 5))
     message = str(caught.value)
     assert (
