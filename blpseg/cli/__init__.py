@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from blpseg.cli import (
     ablate,
     demo,
+    draw,
     evaluate,
     export,
     import_checkpoint,
@@ -30,6 +31,7 @@ STOPPED = 128 + 15  # what shells report for SIGTERM
 
 COMMANDS = {
     "demo": demo,
+    "draw": draw,
     "train": train,
     "evaluate": evaluate,
     "predict": predict,

@@ -43,12 +43,17 @@ _CHANNEL_AXES = "SC"  # tifffile's letters: samples of a pixel, channels
 _UNNAMED_AXES = "QI"  # pages of which the file does not say what they are
 
 
-def read_image(path: Path) -> np.ndarray:
+def read_image(path: Path, *, at_least: int | None = None) -> np.ndarray:
     """Read an image and turn it as its EXIF orientation says.
 
     Palettes and CMYK become RGB, 1-bit images 0 and 255. Transparency is dropped, so hidden colors
     show. TIFFs keep every channel: samples of a pixel, planes, and pages that the file calls
     channels or, up to 16, calls nothing.
+
+    Args:
+        path: The file.
+        at_least: A JPEG may be decoded downsized, to sides of at least so many pixels, which is
+            several times as fast; None decodes every pixel.
 
     Returns:
         [H, W] if gray, else [H, W, C]; uint8, or uint16 if the file holds 16 bits per channel (of
@@ -63,6 +68,8 @@ def read_image(path: Path) -> np.ndarray:
             return _read_tiff(path)
         with Image.open(path) as image:
             _require_picture(image)
+            if at_least is not None:
+                image.draft(image.mode, (at_least, at_least))
             image = ImageOps.exif_transpose(image)
             if image.mode[0] == "I":
                 return np.asarray(image).astype(np.uint16)

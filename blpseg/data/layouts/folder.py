@@ -1,6 +1,7 @@
 """A folder of a user's own images and label files.
 
-root/images/NAME.jpg        png, jpg, jpeg, bmp, tif, tiff or webp
+root/images/NAME.jpg        png, jpg, jpeg, bmp, tif, tiff or webp; or root/NAME.jpg, if there is no
+                            folder images/
 root/scribbles/NAME.png     label map of mode L or P; or ScribbleSup's NAME.xml
 root/masks/NAME.png         optional: the full label map
 root/classes.txt            one class name a line, in the order of their values
@@ -13,7 +14,7 @@ from collections import defaultdict
 from collections.abc import Collection
 from pathlib import Path
 
-from blpseg.data.images import IMAGE_SUFFIXES
+from blpseg.data.images import IMAGE_SUFFIXES, images_in
 from blpseg.data.labels import MAX_CLASSES
 from blpseg.data.layouts.base import Layout
 from blpseg.data.layouts.lookup import (
@@ -52,12 +53,12 @@ class FolderLayout(Layout):
         self, root: Path, split: str | None, labels: Labels, scribbles: Path | None
     ) -> list[Files]:
         """Pair the images, scribbles and masks by name; see `Layout.find`."""
-        images = _by_name(root / "images", IMAGE_SUFFIXES)
+        images = by_name(image_folder(root), IMAGE_SUFFIXES)
         folder = scribbles or root / "scribbles"
-        drawn = _by_name(folder, (".png", ".xml"), optional=labels == "masks")
+        drawn = by_name(folder, (".png", ".xml"), optional=labels == "masks")
         masks = {}
         if labels != "scribbles":
-            masks = _by_name(root / "masks", (".png",), optional=labels == "all")
+            masks = by_name(root / "masks", (".png",), optional=labels == "all")
         needed, place = (masks, "masks") if labels == "masks" else (drawn, folder.name)
         if split is None:
             names = sorted(images)
@@ -72,7 +73,7 @@ class FolderLayout(Layout):
         raise_problems(str(root), problems + orphans)
         if not names:
             raise UserError(
-                f"{root / 'images'}: expected images ({' '.join(IMAGE_SUFFIXES)}), found none"
+                f"{image_folder(root)}: expected images ({' '.join(IMAGE_SUFFIXES)}), found none"
             )
         return [Files(name, images[name], drawn.get(name), masks.get(name)) for name in names]
 
@@ -94,7 +95,23 @@ def read_classes(path: Path) -> list[str]:
     return names
 
 
-def _by_name(folder: Path, suffixes: Collection[str], *, optional: bool = False) -> dict[str, Path]:
+def image_folder(root: Path) -> Path:
+    """Return the folder of the images: images/, or the root itself if it holds images."""
+    flat = not (root / "images").is_dir() and root.is_dir() and images_in(root)
+    return root if flat else root / "images"
+
+
+def by_name(folder: Path, suffixes: Collection[str], *, optional: bool = False) -> dict[str, Path]:
+    """Map the names of a folder's files to the files, sorted.
+
+    Args:
+        folder: The folder.
+        suffixes: Suffixes to find, in lower case.
+        optional: Return nothing if the folder is missing.
+
+    Raises:
+        UserError: The folder is missing, or two files have the same name.
+    """
     if optional and not folder.is_dir():
         return {}
     paths = defaultdict(list)

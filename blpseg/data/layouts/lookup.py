@@ -83,19 +83,19 @@ def require_files(root: Path, found: list[Files], labels: Labels) -> list[Files]
 
 
 def has_list(folder: Path, split: str) -> bool:
-    """Return whether a folder has a non-empty list SPLIT.txt."""
+    """Return whether a folder has a list SPLIT.txt that names an image."""
     path = folder / f"{split}.txt"
-    return path.is_file() and bool(read_lines(path, _LIST_CONTENT))
+    return path.is_file() and bool(_names(path))
 
 
 def read_list(folder: Path, split: str) -> list[str]:
-    """Read the names of a list SPLIT.txt.
+    """Read the names of a list SPLIT.txt; lines that begin with "# " are comments.
 
     Raises:
         UserError: The list is missing or empty, or names an image twice.
     """
     path = folder / f"{split}.txt"
-    names = read_lines(path, _LIST_CONTENT)
+    names = _names(path)
     if not names:
         raise UserError(f"{path}: expected {_LIST_CONTENT}, but it is empty")
     raise_problems(str(path), [f"{name!r} comes more than once" for name in repeated(names)])
@@ -124,6 +124,10 @@ def read_lines(path: Path, content: str) -> list[str]:
 def repeated(names: list[str]) -> list[str]:
     """Return the names that occur more than once."""
     return [name for name, count in Counter(names).items() if count > 1]
+
+
+def _names(path: Path) -> list[str]:
+    return [line for line in read_lines(path, _LIST_CONTENT) if not line.startswith("# ")]
 
 
 def _if_there(path: Path | None) -> Path | None:

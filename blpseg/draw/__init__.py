@@ -1,0 +1,1 @@
+"""A local web page to draw scribbles on, with the segmentation in seconds: `blpseg draw`."""
