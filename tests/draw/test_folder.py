@@ -16,15 +16,7 @@ from blpseg.draw.scribbles import NO_FILE, ScribbleStore
 from blpseg.draw.strokes import Stroke
 from blpseg.errors import UserError
 
-from ._program import write_images
-
 LINE = Stroke([(10, 10), (60, 12)], 2.0, 1)
-
-
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    """Return a folder with images disc0, disc1 and disc2."""
-    return write_images(tmp_path / "fruit")
 
 
 def draw(folder: DrawFolder, index: int, *edits: Stroke) -> np.ndarray:
