@@ -10,12 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from blpseg.crf_constants import CRF, DEEPLAB
 from blpseg.errors import UserError
 
-# Values that DeepLab's successors use on PASCAL VOC. Distances in pixels, colors from 0 to 255.
-_ITERATIONS = 10
-_SMOOTHNESS = {"sxy": 1, "compat": 3}
-_APPEARANCE = {"sxy": 67, "srgb": 3, "compat": 4}
 _MIN_PROBABILITY = 1e-5  # a probability of 0 has infinite energy
 
 
@@ -37,12 +34,14 @@ def require_crf() -> None:
 def dense_crf(
     image: Tensor,  # [3, H, W] uint8
     probabilities: Tensor,  # [K, H, W]
+    constants: CRF = DEEPLAB,
 ) -> Tensor:  # [H, W]
     """Label an image; near pixels and pixels of similar color tend to get the same label.
 
     Args:
         image: [3, H, W] uint8, RGB.
         probabilities: [K, H, W] floating point, 0 to 1.
+        constants: Iterations, distances and weights.
 
     Returns:
         [H, W] uint8, on the CPU.
@@ -57,8 +56,10 @@ def dense_crf(
     crf = DenseCRF2D(width, height, num_classes)
     energy = -probabilities.clamp(min=_MIN_PROBABILITY).log().float().cpu().numpy()
     crf.setUnaryEnergy(np.ascontiguousarray(energy.reshape(num_classes, -1)))
-    crf.addPairwiseGaussian(**_SMOOTHNESS)
+    sxy, compat = constants.smoothness
+    crf.addPairwiseGaussian(sxy=sxy, compat=compat)
     rgb = np.ascontiguousarray(image.permute(1, 2, 0).cpu().numpy())
-    crf.addPairwiseBilateral(rgbim=rgb, **_APPEARANCE)
-    labels = np.asarray(crf.inference(_ITERATIONS)).argmax(0).astype(np.uint8)
+    sxy, srgb, compat = constants.appearance
+    crf.addPairwiseBilateral(sxy=sxy, srgb=srgb, rgbim=rgb, compat=compat)
+    labels = np.asarray(crf.inference(constants.iterations)).argmax(0).astype(np.uint8)
     return torch.from_numpy(labels.reshape(height, width))

@@ -17,6 +17,7 @@ from torchvision.transforms.v2.functional import resize
 
 import blpseg_ops
 from blpseg.crf import dense_crf
+from blpseg.crf_constants import CRF
 from blpseg.model import BLPSeg
 from blpseg.views import LOGIT_STRIDE, SINGLE_VIEW, Views
 
@@ -40,6 +41,9 @@ class Prediction(NamedTuple):
     annotation_probability: Tensor
     """[H, W] float32, the probability that people annotate the pixel, with any class."""
 
+    probabilities: Tensor | None
+    """[K, H, W] float32, the probability of each class; None if they were not requested."""
+
 
 @torch.inference_mode()
 def predict_image(
@@ -47,7 +51,8 @@ def predict_image(
     image: Tensor,  # [3, H, W] uint8
     views: Views = SINGLE_VIEW,
     *,
-    crf: bool = False,
+    crf: CRF | None = None,
+    probabilities: bool = False,
 ) -> Prediction:
     """Label one image by the mean logits of its views.
 
@@ -59,24 +64,29 @@ def predict_image(
         model: The model, in evaluation mode; its device is used.
         image: [3, H, W] uint8, RGB.
         views: Scales, mirrored views and windows.
-        crf: Label by a dense CRF on the class probabilities, see `blpseg.crf`. Only this needs the
-            memory of all probabilities at once, K numbers per pixel.
+        crf: Label by a dense CRF on the class probabilities, with these constants; None: no CRF.
+        probabilities: Return the class probabilities too, those before any CRF. They and the CRF
+            need memory for K numbers per pixel; nothing else does.
 
     Returns:
-        The label map and the annotation probability, on the CPU.
+        The label map and the probabilities, on the CPU.
 
     Raises:
-        UserError: `crf` is true, but the library is not installed.
+        UserError: `crf` is given, but the library is not installed.
     """
     results = run_views(model, image, views)
     size = tuple(image.shape[-2:])
-    if crf:
-        labels = dense_crf(image, average_views(results, "segmentation", size, _probabilities))
+    p = None
+    if crf is not None or probabilities:
+        p = average_views(results, "segmentation", size, _probabilities)
+    if crf is not None:
+        labels = dense_crf(image, p, crf)
     elif len(results) == 1 and results[0].size == size:
         labels = blpseg_ops.upsample_argmax(results[0].segmentation[None], size)[0].cpu()
     else:
         labels = average_views(results, "segmentation", size, _most_probable)
-    return Prediction(labels, average_views(results, "annotation", size, _annotation_probability))
+    annotation = average_views(results, "annotation", size, _annotation_probability)
+    return Prediction(labels, annotation, p if probabilities else None)
 
 
 def run_views(model: BLPSeg, image: Tensor, views: Views) -> list[View]:

@@ -1,4 +1,4 @@
-"""Predict image files: write label maps, overlays and annotation probabilities."""
+"""Predict image files: write label maps, overlays, probabilities and pseudo labels."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ from torch import Tensor
 
 from blpseg.checkpoints import load_model
 from blpseg.crf import require_crf
+from blpseg.crf_constants import CRF
 from blpseg.data.images import images_in
+from blpseg.data.labels import IGNORE, LabelFormat, numbered_classes, read_png
 from blpseg.data.photos import read_photo
 from blpseg.devices import choose_device
 from blpseg.errors import UserError, raise_problems
@@ -33,6 +35,7 @@ from blpseg.pictures import (
 from blpseg.views import SINGLE_VIEW, Views
 
 _KINDS = ("masks", "overlays", "annotation")
+_PSEUDO_LABELS, _PROBABILITIES = "pseudo_labels", "probabilities"
 _SHEET = "sheet.png"
 _SHEET_TITLES = ("image", "prediction", "annotation probability")
 _SHEET_ROWS = 8
@@ -52,7 +55,11 @@ def predict(
     output: Path,
     *,
     views: Views = SINGLE_VIEW,
-    crf: bool = False,
+    crf: CRF | None = None,
+    pseudo_labels: bool = False,
+    threshold: float | None = None,
+    scribbles: Path | None = None,
+    probabilities: bool = False,
     overwrite: bool = False,
     device: str = "auto",
     quiet: bool = False,
@@ -69,7 +76,14 @@ def predict(
         inputs: Image files, folders of images, and glob patterns (`**` for any depth).
         output: Folder for the results.
         views: Scales, mirrored views and windows.
-        crf: Refine the labels by a dense CRF.
+        crf: Refine the labels by a dense CRF with these constants; None: no CRF.
+        pseudo_labels: Write `pseudo_labels/NAME.png` too, the labels of `pseudo_label_map` as a
+            label map for `data.scribbles`. The CRF does not change them.
+        threshold: Smallest probability of a pseudo label; None takes that of the training.
+        scribbles: Folder of the images' scribbles, `NAME.png` with 255 for unlabeled pixels; see
+            `pseudo_label_map`.
+        probabilities: Write `probabilities/NAME.npz` too: `probabilities` [K, H, W] float16, those
+            before any CRF.
         overwrite: Replace earlier results.
         device: A torch device, or "auto" for the accelerator if there is one.
         quiet: Show no progress.
@@ -78,25 +92,51 @@ def predict(
         The images that could not be read or predicted; all others are done.
 
     Raises:
-        UserError: An input is missing, two results would have the same name, or a result exists.
+        UserError: An input or its scribbles are missing, two results would have the same name, a
+            result exists, or `threshold` or `scribbles` is given without `pseudo_labels`.
     """
+    if not pseudo_labels and (threshold is not None or scribbles is not None):
+        name = "scribbles" if threshold is None else "threshold"
+        raise UserError(f"{name}: expected pseudo_labels with it, which writes pseudo labels")
+    if threshold is not None and not 0 <= threshold <= 1:
+        raise UserError(f"threshold: expected 0 to 1, got {threshold}")
     photos = find_photos(inputs)
-    _check_results(photos, output, overwrite)
-    if crf:
+    kinds = [*_KINDS]
+    kinds += [_PSEUDO_LABELS] if pseudo_labels else []
+    kinds += [_PROBABILITIES] if probabilities else []
+    _check_results(photos, kinds, output, overwrite)
+    if scribbles is not None:
+        missing = [path.stem for path in photos if not (scribbles / f"{path.stem}.png").is_file()]
+        raise_problems(str(scribbles), [f"{name}.png: there is no such file" for name in missing])
+    if crf is not None:
         require_crf()
     trained = load_model(checkpoint)
     model = trained.model.to(choose_device(device))
-    for kind in _KINDS:
+    threshold = model.threshold if threshold is None else threshold
+    for kind in kinds:
         (output / kind).mkdir(parents=True, exist_ok=True)
     failures, pictures = [], []
     console = Console(stderr=True, quiet=quiet)
     for path in track(photos, "Predicting", console=console):
         try:
             photo = np.array(read_photo(path))
+            drawn = None
+            if scribbles is not None:
+                drawn = _read_scribbles(scribbles, path.stem, photo.shape[:2], model.num_classes)
             prediction = predict_image(
-                model, torch.from_numpy(photo).permute(2, 0, 1), views, crf=crf
+                model,
+                torch.from_numpy(photo).permute(2, 0, 1),
+                views,
+                crf=crf,
+                probabilities=pseudo_labels or probabilities,
             )
             shown = _write(output, path.stem, photo, prediction)
+            if pseudo_labels:
+                labels = pseudo_label_map(prediction.probabilities, threshold, drawn)
+                save_label_map(_result(output, _PSEUDO_LABELS, path.stem), labels.numpy())
+            if probabilities:
+                p = prediction.probabilities.numpy().astype(np.float16)
+                np.savez_compressed(_result(output, _PROBABILITIES, path.stem), probabilities=p)
         except (UserError, OSError, RuntimeError) as error:
             reason = str(error) if isinstance(error, UserError) else f"{path}: {error}"
             failures.append(Failure(path, reason))
@@ -109,6 +149,33 @@ def predict(
         columns = zip(_SHEET_TITLES, zip(*pictures, strict=True), strict=True)
         save_picture(output / _SHEET, contact_sheet(dict(columns), classes=trained.classes))
     return failures
+
+
+def pseudo_label_map(
+    probabilities: Tensor,  # [K, H, W]
+    threshold: float,
+    scribbles: Tensor | None = None,  # [H, W] uint8
+) -> Tensor:  # [H, W] uint8
+    """Label the pixels of sure predictions, by the rule of `blpseg_ops.pseudo_labels`.
+
+    Args:
+        probabilities: [K, H, W] floating point, 0 to 1.
+        threshold: Smallest probability of a label.
+        scribbles: [H, W] uint8, 0..K-1, 255 for unlabeled. Scribbled pixels keep their label, and
+            others get only classes of the scribbles, or class 0. None: no scribbles, any class.
+
+    Returns:
+        [H, W] uint8, 255 where no class reaches the threshold.
+    """
+    if scribbles is not None:
+        drawn = scribbles != IGNORE
+        absent = torch.ones(len(probabilities), dtype=torch.bool)
+        absent[scribbles[drawn].long()] = False
+        absent[0] = False
+        probabilities = probabilities.masked_fill(absent[:, None, None], 0)
+    best, labels = probabilities.max(0)
+    labels = labels.where(best >= threshold, IGNORE).to(torch.uint8)
+    return labels if scribbles is None else scribbles.where(drawn, labels)
 
 
 def find_photos(inputs: Sequence[str]) -> list[Path]:
@@ -150,18 +217,31 @@ def _matches(text: str) -> list[Path]:
 
 
 def _result(output: Path, kind: str, name: str) -> Path:
-    return output / kind / f"{name}.png"
+    return output / kind / f"{name}.{'npz' if kind == _PROBABILITIES else 'png'}"
 
 
-def _check_results(photos: Sequence[Path], output: Path, overwrite: bool) -> None:
+def _check_results(
+    photos: Sequence[Path], kinds: Sequence[str], output: Path, overwrite: bool
+) -> None:
     if overwrite:
         return
-    results = [_result(output, kind, path.stem) for path in photos for kind in _KINDS]
+    results = [_result(output, kind, path.stem) for path in photos for kind in kinds]
     results.append(output / _SHEET)
     raise_problems(
         f"{output}; --overwrite replaces the files",
         [f"{path.relative_to(output)}: exists already" for path in results if path.exists()],
     )
+
+
+def _read_scribbles(
+    folder: Path, name: str, size: tuple[int, int], num_classes: int
+) -> Tensor:  # [H, W] uint8
+    """Read the scribbles of an image of a (height, width)."""
+    path = folder / f"{name}.png"
+    values = numbered_classes(num_classes, 0, IGNORE, "unlabeled", IGNORE)
+    file = LabelFormat(values, read_png)
+    raise_problems(str(folder), file.problems(path, size[::-1]))
+    return torch.from_numpy(file.load(path))
 
 
 def _summary(labels: Tensor, classes: Sequence[str]) -> str:

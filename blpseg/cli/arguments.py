@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_type_hints
 
 from blpseg.errors import UserError
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from blpseg.cli.parser import CommandParser
     from blpseg.config import TrainConfig
+    from blpseg.crf_constants import CRF
     from blpseg.views import Views
 
 OWN_DATA_CONFIG = "small"  # the configuration of a run that names none
@@ -186,6 +187,7 @@ def read_settings(parser: CommandParser, path: Path) -> dict[str, Any]:
 
 def add_model_use_arguments(parser: CommandParser) -> None:
     """Add the options of commands that run a trained model."""
+    from blpseg.crf_constants import PRESETS
     from blpseg.views import Views
 
     parser.add_class_arguments(Views)
@@ -195,6 +197,27 @@ def add_model_use_arguments(parser: CommandParser) -> None:
         default=False,
         help="Refine the labels by a dense CRF; needs pip install 'blpseg[crf]'.",
     )
+    parser.add_argument(
+        "--crf_preset",
+        type=Literal[tuple(PRESETS)] | None,
+        help="Constants of the CRF: of DeepLab's successors, or of BLPSeg's authors. Default: "
+        "deeplab.",
+    )
+    parser.add_argument(
+        "--crf_iterations", type=int | None, help="Mean-field iterations. Default: the preset's."
+    )
+    parser.add_argument(
+        "--crf_smoothness",
+        type=tuple[float, float] | None,
+        help="Distance in pixels (sxy) and weight (compat) of the CRF's smoothness. Default: the "
+        "preset's.",
+    )
+    parser.add_argument(
+        "--crf_appearance",
+        type=tuple[float, float, float] | None,
+        help="Distance in pixels (sxy), difference of colors from 0 to 255 (srgb) and weight "
+        "(compat) of the CRF's appearance term. Default: the preset's.",
+    )
     parser.add_argument("--device", default="auto", help="A torch device; auto: a GPU, if any.")
 
 
@@ -203,6 +226,25 @@ def views_of(options: Namespace) -> Views:
     from blpseg.views import Views
 
     return Views(**{field.name: options[field.name] for field in fields(Views)})
+
+
+def crf_of(options: Namespace) -> CRF | None:
+    """Make the CRF constants that those options describe; None without --crf.
+
+    Raises:
+        UserError: A constant is out of range, or is given without --crf.
+    """
+    from blpseg.crf_constants import DEEPLAB, PRESETS
+
+    given = {part.name: options[f"crf_{part.name}"] for part in fields(DEEPLAB)}
+    changes = {name: value for name, value in given.items() if value is not None}
+    if not options.crf:
+        named = [f"--crf_{name}" for name in changes]
+        named += ["--crf_preset"] if options.crf_preset else []
+        if named:
+            raise UserError(f"{named[0]}: expected --crf with it, which switches the CRF on")
+        return None
+    return replace(PRESETS[options.crf_preset or "deeplab"], **changes)
 
 
 def add_data_arguments(parser: CommandParser) -> None:

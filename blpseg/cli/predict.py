@@ -6,7 +6,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from blpseg.cli.arguments import add_model_use_arguments, add_overwrite, make_parser, views_of
+from blpseg.cli.arguments import (
+    add_model_use_arguments,
+    add_overwrite,
+    crf_of,
+    make_parser,
+    views_of,
+)
 
 
 def run(argv: Sequence[str]) -> int:
@@ -17,6 +23,30 @@ def run(argv: Sequence[str]) -> int:
     parser.add_argument("checkpoint", type=Path, help="File that `blpseg train` wrote.")
     parser.add_argument("inputs", nargs="+", help="Image files, folders of images, patterns.")
     parser.add_argument("--output", type=Path, required=True, help="Folder for the results.")
+    parser.add_argument(
+        "--pseudo_labels",
+        type=bool,
+        default=False,
+        help="Write pseudo_labels/NAME.png too: the label where its probability reaches the "
+        "threshold, 255 elsewhere. A second training reads them with --data.scribbles.",
+    )
+    parser.add_argument(
+        "--threshold",
+        type=float | None,
+        help="Smallest probability of a pseudo label. Default: as in training.",
+    )
+    parser.add_argument(
+        "--scribbles",
+        type=Path | None,
+        help="Folder of the images' scribbles, NAME.png with 255 for unlabeled pixels. Pseudo "
+        "labels then keep them and add only classes that are in them, as self-training does.",
+    )
+    parser.add_argument(
+        "--probabilities",
+        type=bool,
+        default=False,
+        help="Write probabilities/NAME.npz too: the classes' probabilities [K, H, W], float16.",
+    )
     add_model_use_arguments(parser)
     add_overwrite(parser, "earlier results")
     options = parser.parse(argv)
@@ -28,7 +58,11 @@ def run(argv: Sequence[str]) -> int:
         options.inputs,
         options.output,
         views=views_of(options),
-        crf=options.crf,
+        crf=crf_of(options),
+        pseudo_labels=options.pseudo_labels,
+        threshold=options.threshold,
+        scribbles=options.scribbles,
+        probabilities=options.probabilities,
         overwrite=options.overwrite,
         device=options.device,
     )

@@ -15,6 +15,7 @@ from markupsafe import Markup
 from PIL import Image
 
 from blpseg import __version__
+from blpseg.crf_constants import CRF
 from blpseg.curves import DISTANCES, distance_chart
 from blpseg.data.labels import IGNORE
 from blpseg.evaluation.scores import Evaluation, ImageExample
@@ -65,11 +66,15 @@ def evaluation_page(
     )
 
 
-def _views_in_words(views: Views, crf: bool) -> str:
+def _views_in_words(views: Views, crf: CRF | None) -> str:
     parts = ["scales " + ", ".join(f"{scale:g}" for scale in views.scales)]
     parts += ["mirrored images too"] if views.flip else []
     parts += [f"windows of {views.window} px in larger images"] if views.window else []
-    parts += ["dense CRF"] if crf else []
+    if crf is not None:
+        parts.append(
+            f"dense CRF: {crf.iterations} iterations, smoothness {list(crf.smoothness)}, "
+            f"appearance {list(crf.appearance)}"
+        )
     return "; ".join(parts)
 
 

@@ -12,6 +12,7 @@ from rich.progress import track
 from blpseg.checkpoints import load_model
 from blpseg.config import DataConfig, data_config
 from blpseg.crf import require_crf
+from blpseg.crf_constants import CRF
 from blpseg.data.folder import Sample, ScribbleFolder, choose_evaluation_split
 from blpseg.devices import choose_device
 from blpseg.errors import UserError
@@ -32,7 +33,7 @@ def evaluate(
     *,
     data: Mapping[str, Any] | None = None,
     views: Views = SINGLE_VIEW,
-    crf: bool = False,
+    crf: CRF | None = None,
     boundary_ratio: float = BOUNDARY_RATIO,
     output: Path | None = None,
     overwrite: bool = False,
@@ -47,7 +48,7 @@ def evaluate(
             data set has it, else every image.
         data: Fields of `DataConfig` that differ from those of the training, e.g. the root.
         views: Scales, mirrored views and windows.
-        crf: Refine the labels by a dense CRF.
+        crf: Refine the labels by a dense CRF with these constants; None: no CRF.
         boundary_ratio: Width of boundary IoU's band, as a share of an image's diagonal.
         output: The JSON file; None takes `default_output`. The page gets the same name, with .html.
         overwrite: Replace the two files if they exist.
@@ -66,7 +67,7 @@ def evaluate(
         raise UserError(
             f"boundary_ratio: expected more than 0 and less than 1, got {boundary_ratio}"
         )
-    if crf:
+    if crf is not None:
         require_crf()
     trained = load_model(checkpoint)
     config = data_config(trained.config["data"] | dict(data or {}))

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
+from blpseg.crf_constants import CRF
 from blpseg.data.folder import Sample, ScribbleFolder
 from blpseg.inference import Prediction, predict_image
 from blpseg.metrics import BOUNDARY_RATIO, Scores, SegmentationScores
@@ -49,8 +50,8 @@ class Evaluation:
     views: Views
     """Scales, mirrored views and windows."""
 
-    crf: bool
-    """Whether a dense CRF refined the labels."""
+    crf: CRF | None
+    """Constants of the dense CRF that refined the labels; None: no CRF."""
 
     boundary_ratio: float
     """Width of boundary IoU's band, as a share of an image's diagonal."""
@@ -71,7 +72,7 @@ def score_model(
     samples: ScribbleFolder,
     *,
     views: Views = SINGLE_VIEW,
-    crf: bool = False,
+    crf: CRF | None = None,
     distances: bool = True,
     boundary_ratio: float = BOUNDARY_RATIO,
     progress: Callable[[Iterable[Sample]], Iterable[Sample]] = iter,
@@ -83,7 +84,7 @@ def score_model(
         model: The model, in evaluation mode.
         samples: The images, opened with their masks; their sizes may differ.
         views: Scales, mirrored views and windows.
-        crf: Refine the labels by a dense CRF.
+        crf: Refine the labels by a dense CRF with these constants; None: no CRF.
         distances: Measure boundary IoU and accuracy by distance too.
         boundary_ratio: Width of boundary IoU's band, as a share of an image's diagonal.
         progress: Wraps the iterable of samples, e.g. in a progress bar.
