@@ -12,7 +12,10 @@ package: the tests write its layout with h5py, tifffile and zarr, which it uses 
 from __future__ import annotations
 
 import json
+import re
+import shlex
 import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -533,3 +536,49 @@ def test_presets_fit_254_classes() -> None:
     assert meaning == numbered_classes(254, 1, 0, "unlabeled", 255)
     with pytest.raises(UserError, match="values: expected from-zero or from-one, got 'as-is'"):
         label_image.LabelImages(CLASSES, "as-is")
+
+
+def _commands(page: str) -> list[str]:
+    """Return the page's indented commands, lines that end in a backslash joined."""
+    code = "\n".join(re.findall(r"^    (\S.*|    \S.*)$", page, re.MULTILINE))
+    return code.replace("\\\n", " ").splitlines()
+
+
+def test_the_page_leads_from_exports_to_a_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Run docs/from_other_tools.md as it stands; only the training is smaller."""
+    monkeypatch.chdir(tmp_path)
+    page = (Path(__file__).parents[2] / "docs/from_other_tools.md").read_text()
+    (tmp_path / "mydata/images").mkdir(parents=True)
+    names = re.search(r"^```\n(.*?)```", page, re.MULTILINE | re.DOTALL)[1]
+    assert names.split() == CLASSES
+    Path("mydata/classes.txt").write_text(names)
+    rng = np.random.default_rng(0)
+    for name, size in {"garden": (HEIGHT, WIDTH), "shed": (10, 20), "roof": (9, 9)}.items():
+        pixels = rng.integers(0, 256, (*size, 3), np.uint8)
+        Image.fromarray(pixels).save(f"mydata/images/{name}.jpg")
+    for folder in ("ilastik", "napari"):
+        Path(folder).mkdir()
+    write_hdf5(Path("ilastik/garden_Labels.h5"), from_one()[..., None])
+    shutil.copy(FILES / "napari.tif", "napari/garden.tif")
+    shutil.copy(FILES / "cvat_masks.xml", "annotations.xml")
+    shutil.copy(FILES / "label_studio.json", ".")
+    small = ["--model.backbone=test_resnet", "--model.pretrained=false", "--model.width=16"]
+    small += ["--augment.crop=32", "--optim.iterations=1", "--optim.batch_size=2", "--device=cpu"]
+    small += ["--data.workers=0"]
+    ran = []
+    for command in _commands(page):
+        words = shlex.split(command)
+        if words[0] != "blpseg":
+            subprocess.run(command, shell=True, check=True)
+            continue
+        if words[1:3] == ["scribbles", "convert"]:
+            shutil.rmtree("mydata/scribbles", ignore_errors=True)
+        argv = [*words[1:], *(small if words[1] == "train" else [])]
+        assert main(argv) == 0, capsys.readouterr().err
+        ran.append(words[1] if words[1] != "scribbles" else words[2])
+        if ran[-1] == "convert":
+            assert np.array_equal(labels_of(Path("mydata/scribbles/garden.png")), painted())
+    assert ran == ["convert"] * 4 + ["inspect", "train", "predict"]
+    assert Path("runs/mydata/last.pt").exists() and any(Path("predictions").rglob("roof*"))

@@ -16,6 +16,7 @@ import numpy as np
 from blpseg.data.formats.brush_rle import decode_brush
 from blpseg.data.formats.json_fields import get_field, get_points, kind_of, read_json
 from blpseg.data.formats.xml_elements import parse_size
+from blpseg.data.images import IMAGE_SUFFIXES
 from blpseg.data.shapes import Drawing, Shape, make_mask
 from blpseg.errors import UserError
 
@@ -24,7 +25,6 @@ _SHAPES = (_BRUSH, _POLYGON, _POINT)
 # Results about the whole image or its regions, not pixels.
 _NO_PIXELS = ("choices", "textarea", "rating", "number", "relation", "pairwise", "datetime")
 _UPLOAD_PREFIX = re.compile(r"^[0-9a-f]{8}-")
-_IMAGE_SUFFIX = re.compile(r"\.(png|jpe?g|bmp|tiff?|webp)$", re.IGNORECASE)
 
 
 def read_label_studio(path: Path) -> list[Drawing]:
@@ -93,24 +93,27 @@ def image_name(data: dict[str, Any], where: str) -> str:
     Raises:
         UserError: The data holds no address of an image.
     """
-    file_name = PurePosixPath(image_address(data, where)).name
+    file_name = image_path(image_address(data, where)).name
     return PurePosixPath(_UPLOAD_PREFIX.sub("", file_name)).stem
 
 
 def image_address(data: dict[str, Any], where: str) -> str:
-    """Return the path, without host, of the image in a task's data.
+    """Return the address of the image in a task's data.
 
     Raises:
         UserError: The data holds no address of an image.
     """
     for value in data.values():
-        if isinstance(value, str):
-            address = urlsplit(value)
-            # Local files are named by a query: /data/local-files/?d=folder/name.png
-            path = parse_qs(address.query).get("d", [unquote(address.path)])[0]
-            if _IMAGE_SUFFIX.search(path):
-                return path
+        if isinstance(value, str) and image_path(value).suffix.lower() in IMAGE_SUFFIXES:
+            return value
     raise UserError(f"{where}: expected the address of an image in data, got {str(data)[:60]}")
+
+
+def image_path(address: str) -> PurePosixPath:
+    """Return the path within an address, without host."""
+    parts = urlsplit(address)
+    # Local files are named by a query: /data/local-files/?d=folder/name.png
+    return PurePosixPath(parse_qs(parts.query).get("d", [unquote(parts.path)])[0])
 
 
 def _size(result: Any, where: str) -> tuple[int, int]:

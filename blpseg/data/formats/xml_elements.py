@@ -37,6 +37,13 @@ class Element:
         """Iterate over the children with a tag."""
         return (child for child in self.children if child.tag == tag)
 
+    def within(self, tag: str) -> Iterator[Element]:
+        """Iterate over the descendants with a tag, in the order of the file."""
+        for child in self.children:
+            if child.tag == tag:
+                yield child
+            yield from child.within(tag)
+
     def first(self, tag: str) -> Element:
         """Return the first child with a tag.
 
@@ -105,6 +112,23 @@ def read_xml(path: Path) -> Element:
         UserError: The file cannot be read, is not well-formed, or declares entities; the message
             names the line.
     """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error})") from error
+    return parse_xml(content, path)
+
+
+def parse_xml(content: bytes, path: Path) -> Element:
+    """Turn XML into its outermost element.
+
+    Args:
+        content: The XML.
+        path: Where it comes from, for messages.
+
+    Raises:
+        UserError: The content is not well-formed, or declares entities; the message names the line.
+    """
     parser = expat.ParserCreate()
     parser.buffer_text = True
     top = Element("", {}, path, 0)
@@ -132,9 +156,7 @@ def read_xml(path: Path) -> Element:
     parser.CharacterDataHandler = text
     parser.EntityDeclHandler = entity
     try:
-        parser.Parse(path.read_bytes(), True)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error})") from error
+        parser.Parse(content, True)
     except expat.ExpatError as error:
         reason = expat.ErrorString(error.code)
         raise UserError(f"{path}:{error.lineno}: expected well-formed XML ({reason})") from error
