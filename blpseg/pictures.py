@@ -82,6 +82,25 @@ def draw_scribbles(image: np.ndarray, target: np.ndarray, num_classes: int) -> n
     return picture
 
 
+def draw_box(picture: np.ndarray, square: tuple[int, int, int]) -> np.ndarray:
+    """Draw a white square with a dark outline around a part of a picture.
+
+    Args:
+        picture: [H, W, 3] uint8.
+        square: x and y of the left upper corner, and the side, in pixels.
+
+    Returns:
+        [H, W, 3] uint8.
+    """
+    x, y, side = square
+    line = max(1, round(max(picture.shape) / 200))
+    image = Image.fromarray(picture)
+    draw = ImageDraw.Draw(image)
+    draw.rectangle((x - line, y - line, x + side + line, y + side + line), None, _DARK, 3 * line)
+    draw.rectangle((x, y, x + side, y + side), None, _WHITE, line)
+    return np.asarray(image)
+
+
 def heat_map(probability: np.ndarray) -> np.ndarray:
     """Paint probabilities [H, W], from 0 (black) to 1 (pale yellow)."""
 

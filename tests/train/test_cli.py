@@ -119,10 +119,10 @@ def test_a_name_of_a_configuration_comes_before_a_folder_of_that_name(
     monkeypatch.chdir(tmp_path)
     for argv in (["scenes"], ["scenes/"], ["demo", "scenes"]):
         assert main(["train", *argv]) == 0
-    assert [config.model.backbone for config in configured] == [
-        "resnet18",
-        "tf_efficientnet_lite0",
-        "regnety_002",
+    assert [(config.model.backbone, config.model.width) for config in configured] == [
+        ("resnet18", 64),
+        ("tf_efficientnet_lite0", 64),
+        ("tf_efficientnet_lite0", 48),
     ]
     assert {config.data.root for config in configured} == {Path("scenes")}
     assert [config.output.name for config in configured] == ["scenes", "scenes", "demo"]
@@ -301,10 +301,10 @@ def test_demo_gets_its_options(monkeypatch: pytest.MonkeyPatch) -> None:
     demo = types.SimpleNamespace(demo=lambda **options: calls.append(options))
     monkeypatch.setitem(sys.modules, "blpseg.demo", demo)
     assert main(["demo"]) == 0
-    assert main(["demo", "--quick", "--output", "here"]) == 0
+    assert main(["demo", "--quick", "--seeds=[3,4]", "--output", "here"]) == 0
     assert calls == [
-        {"quick": False, "output": Path("blpseg-demo")},
-        {"quick": True, "output": Path("here")},
+        {"quick": False, "output": Path("blpseg-demo"), "seeds": [0]},
+        {"quick": True, "output": Path("here"), "seeds": [3, 4]},
     ]
 
 

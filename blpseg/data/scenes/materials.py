@@ -1,4 +1,4 @@
-"""Colors and textures: one bank that every class and the clutter draw from."""
+"""Colors, and one bank of textures that every class and the clutter draw from."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import numpy as np
 from numpy.random import Generator
 from PIL import Image
 
-HUE_SPREAD = 0.08  # standard deviation of a color's hue around its class's, of a full circle
+_HUE_SPREAD = 0.04  # standard deviation of a color's hue around its class's, of a full circle
+VIVID, DULL = (0.45, 0.9), (0.1, 0.45)  # saturation of objects and of everything else
 
 
 def noise(
@@ -43,16 +44,22 @@ def _texture(rng: Generator, shape: tuple[int, int], unit: float) -> np.ndarray:
 
 
 def random_color(
-    rng: Generator, hue: float, spread: float = HUE_SPREAD
+    rng: Generator, hue: float, saturation: tuple[float, float]
 ) -> np.ndarray:  # [3] in 0..1
-    """Draw a color near a hue; one in eight has any hue."""
-    hue = rng.uniform() if rng.random() < 0.125 else rng.normal(hue, spread)
-    return np.array(colorsys.hsv_to_rgb(hue % 1, rng.uniform(0.15, 0.85), rng.uniform(0.3, 0.95)))
+    """Draw a color near a hue, with a saturation in a range."""
+    hue = rng.normal(hue, _HUE_SPREAD) % 1
+    return np.array(colorsys.hsv_to_rgb(hue, rng.uniform(*saturation), rng.uniform(0.35, 0.95)))
 
 
-def material(rng: Generator, shape: tuple[int, int], unit: float, hue: float) -> np.ndarray:
+def material(
+    rng: Generator,
+    shape: tuple[int, int],
+    unit: float,
+    hue: float,
+    saturation: tuple[float, float],
+) -> np.ndarray:
     """Return [H, W, 3] in 0..1: two related colors mixed by a texture."""
-    base = random_color(rng, hue)
+    base = random_color(rng, hue, saturation)
     accent = np.clip(base * rng.uniform(0.45, 1.5) + rng.normal(0, 0.06, 3), 0, 1)
     mix = _texture(rng, shape, unit)[..., None] * rng.uniform(0.3, 1)
     return base + mix * (accent - base)

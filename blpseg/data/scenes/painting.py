@@ -9,7 +9,7 @@ import numpy as np
 from numpy.random import Generator, SeedSequence
 from PIL import Image, ImageDraw, ImageFilter
 
-from blpseg.data.scenes.materials import material, noise, random_color
+from blpseg.data.scenes.materials import DULL, VIVID, material, noise, random_color
 from blpseg.data.scenes.outlines import CLUTTER, OBJECTS, Part, blade
 
 CLASSES: tuple[str, ...] = ("background", *OBJECTS)
@@ -18,7 +18,7 @@ _SUPERSAMPLING = 4
 _BACKGROUND = 0
 _FLYING = {CLASSES.index("bird"), CLASSES.index("kite")}
 
-# Mean hues of the body and the trim, for clutter and each class: near enough to overlap.
+# Mean hues of the body and the trim, for clutter and each class; neighboring classes overlap.
 _HUES = ((0.2, 0.3), (0.07, 0.09), (0.28, 0.08), (0.58, 0.12), (0.98, 0.1), (0.8, 0.15))
 
 
@@ -102,10 +102,12 @@ def _paint(
     if layer.casts_shadow:
         _darken_ground(image, layer, float(np.ptp(corners[:, 0])))
     hue, trim_hue = _HUES[layer.label]
-    paint = material(rng, shape, layer.height, hue if layer.label else rng.uniform())
+    saturation = VIVID if layer.label else DULL
+    paint = material(rng, shape, layer.height, hue if layer.label else rng.uniform(), saturation)
     if any(trim for _, trim in placed):
         trimmed = _coverage([(outline, int(trim)) for outline, trim in placed], box)[..., None]
-        paint = paint + trimmed * (material(rng, shape, layer.height, trim_hue) - paint)
+        trim = material(rng, shape, layer.height, trim_hue, saturation)
+        paint = paint + trimmed * (trim - paint)
     relief = _shading(alpha, surroundings.light, layer.height)
     paint = paint * (1 + rng.uniform(0.3, 0.7) * relief[..., None])
     image[window] += alpha[..., None] * (paint - image[window])
@@ -122,11 +124,12 @@ def _darken_ground(image: np.ndarray, layer: _Layer, width: float) -> None:
 def _backdrop(rng: Generator, shape: tuple[int, int], surroundings: _Surroundings) -> np.ndarray:
     """Return [H, W, 3]: sky over hills over ground, or one material (a wall, a meadow)."""
     unit = surroundings.unit
-    ground = material(rng, shape, unit * rng.uniform(0.3, 1.2), rng.choice((0.25, 0.09, 0.13)))
+    hue = rng.choice((0.25, 0.09, 0.13))
+    ground = material(rng, shape, unit * rng.uniform(0.3, 1.2), hue, DULL)
     if rng.random() < 0.2:
         return ground.astype(np.float32)
     y = np.arange(shape[0])[:, None, None]
-    sky = random_color(rng, 0.58) * 0.4 + 0.55
+    sky = random_color(rng, 0.58, DULL) * 0.4 + 0.55
     image = sky + (rng.uniform(-0.3, 0.3) * (y / shape[0]) + np.zeros((*shape, 1)))
     image = (
         image + 0.06 * rng.uniform(0, 2) * noise(rng, shape, (0.15 * unit, 0.35 * unit))[..., None]
@@ -136,22 +139,28 @@ def _backdrop(rng: Generator, shape: tuple[int, int], surroundings: _Surrounding
         below = np.clip(y[..., 0] - (surroundings.horizon - rise * unit + ridge) + 0.5, 0, 1)[
             ..., None
         ]
-        land = ground if not rise else material(rng, shape, 0.5 * unit, 0.3) * 0.5 + 0.5 * image
+        land = (
+            ground if not rise else material(rng, shape, 0.5 * unit, 0.3, DULL) * 0.5 + 0.5 * image
+        )
         image = image + below * (land - image)
     return image.astype(np.float32)
 
 
 def _place_object(
-    rng: Generator, label: int, shape: tuple[int, int], surroundings: _Surroundings
+    rng: Generator,
+    label: int,
+    shape: tuple[int, int],
+    surroundings: _Surroundings,
+    span: tuple[float, float],
 ) -> _Layer:
-    """Place an object of a class at random; the lower it stands, the nearer and larger it is."""
+    """Place an object of a class at random; the lower it stands, the nearer and larger it is.
+
+    `span` limits the x of its feet, as shares of the picture's width.
+    """
     unit, (rows, columns) = surroundings.unit, shape
-    x = rng.uniform(0.08, 0.92) * columns
+    x = rng.uniform(*span) * columns
     if label == _BACKGROUND:
-        parts, height = (
-            CLUTTER[rng.integers(len(CLUTTER))](rng),
-            rng.uniform(0.06, 0.24),
-        )
+        parts, height = CLUTTER[rng.integers(len(CLUTTER))](rng), rng.uniform(0.06, 0.16)
         return _Layer(parts, label, (x, rng.uniform(0.1, 1.05) * rows), height * unit, False)
     parts = OBJECTS[CLASSES[label]](rng)
     if label in _FLYING:
@@ -189,7 +198,7 @@ def _photograph(rng: Generator, image: np.ndarray, surroundings: _Surroundings) 
     )
     tint = rng.uniform(0.75, 1.1) * (1 + rng.normal(0, 0.05, 3))
     exposed = np.clip(image * light[..., None] * tint, 0, 1) ** rng.uniform(0.8, 1.25)
-    exposed += rng.uniform(0.005, 0.04) * rng.standard_normal(image.shape, dtype=np.float32)
+    exposed += rng.uniform(0.005, 0.02) * rng.standard_normal(image.shape, dtype=np.float32)
     return (np.clip(exposed, 0, 1) * 255 + 0.5).astype(np.uint8)
 
 
@@ -225,13 +234,17 @@ def render_scene(seed: int | Sequence[int], size: int | tuple[int, int] = 128) -
     surroundings = _Surroundings(horizon, (np.cos(angle), np.sin(angle)), unit)
     image, mask = _backdrop(backdrop, shape, surroundings), np.zeros(shape, np.uint8)
     clutter = [
-        _place_object(layout, _BACKGROUND, shape, surroundings)
-        for _ in range(layout.integers(2, 11))
+        _place_object(layout, _BACKGROUND, shape, surroundings, (0.05, 0.95))
+        for _ in range(layout.integers(1, 6))
     ]
-    labels = layout.integers(
-        1, len(CLASSES), layout.choice((1, 2, 3, 4, 5), p=(0.15, 0.3, 0.3, 0.15, 0.1))
-    )
-    objects = [_place_object(layout, int(label), shape, surroundings) for label in labels]
+    labels = layout.integers(1, len(CLASSES), layout.choice((1, 2, 3), p=(0.25, 0.45, 0.3)))
+    # Each object has a strip of the picture to itself, so that overlaps are few.
+    strips = layout.permutation(len(labels)) / len(labels)
+    inset = 0.3 / len(labels)
+    objects = [
+        _place_object(layout, int(label), shape, surroundings, (strip + inset, strip + 2.3 * inset))
+        for label, strip in zip(labels, strips, strict=True)
+    ]
     objects.sort(key=lambda layer: layer.foot[1])
     front = _blades(layout, shape, surroundings) if layout.random() < 0.4 else []
     for layer, rng in zip([*clutter, *objects, *front], paints, strict=False):
