@@ -138,6 +138,18 @@ def require_positive(op: str, name: str, value: float) -> None:
         raise ValueError(f"{op}: {name} must be a finite number > 0, got {value}")
 
 
+def require_sigma(op: str, name: str, value: float | Tensor) -> None:
+    """Require a number > 0 (infinity included), or a 0-dim floating-point tensor."""
+    if isinstance(value, Tensor):
+        if value.dim() != 0 or not value.is_floating_point():
+            raise ValueError(
+                f"{op}: {name} must be a number > 0 or a 0-dim floating-point tensor, "
+                f"got a tensor of shape {list(value.shape)} and {value.dtype}"
+            )
+    elif not value > 0:
+        raise ValueError(f"{op}: {name} must be a number > 0, got {value}")
+
+
 def require_not_negative(op: str, name: str, value: float) -> None:
     """Require a finite number >= 0."""
     if not 0 <= value < float("inf"):
@@ -150,10 +162,28 @@ def require_finite(op: str, name: str, value: float) -> None:
         raise ValueError(f"{op}: {name} must be a finite number, got {value}")
 
 
-def require_radius(op: str, value: int | None) -> None:
+def require_radius(op: str, value: float | None) -> None:
     """Require None or an int >= 0."""
     if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 0):
         raise ValueError(f"{op}: radius must be None or an int >= 0, got {value!r}")
+
+
+def require_queries(op: str, value: Tensor, features: Tensor, radius: float | None) -> None:
+    """Require queries [N, D, H, W] for the features, and a radius by which each sees a key."""
+    require_maps(op, "queries", value, "[N, D, H, W]")
+    require_same_dtype(op, "queries", value, "features", features)
+    require_same_device(op, "queries", value, "features", features)
+    if value.shape[:2] != features.shape[:2]:
+        raise ValueError(
+            f"{op}: queries must have the batch size and channels of features, "
+            f"shape {list(features.shape)}, got shape {list(value.shape)}"
+        )
+    if radius is None:
+        return
+    if not isinstance(radius, int | float) or isinstance(radius, bool) or not radius >= 0.5:
+        raise ValueError(
+            f"{op}: radius must be None or a number >= 0.5 with queries, got {radius!r}"
+        )
 
 
 def require_size(op: str, value: Sequence[int]) -> None:

@@ -18,6 +18,14 @@ for _schema in (
     "lam_backward(Tensor grad_output, Tensor features, Tensor values, Tensor output,"
     " Tensor log_denominator, float sigma, float eps, float scale, int? radius=None)"
     " -> (Tensor grad_features, Tensor grad_values)",
+    # lam with queries [N, D, H, W]; inv_two_sigma_sq [N]. log_denominator [N, H, W]:
+    # log((Z + eps T) / w_nb) of every query b, where n is the key nearest to it.
+    "lam_two_grids(Tensor queries, Tensor features, Tensor values, Tensor inv_two_sigma_sq,"
+    " float eps, float scale, float? radius=None) -> (Tensor output, Tensor log_denominator)",
+    "lam_two_grids_backward(Tensor grad_output, Tensor queries, Tensor features, Tensor values,"
+    " Tensor output, Tensor log_denominator, Tensor inv_two_sigma_sq, float eps, float scale,"
+    " float? radius=None) -> (Tensor grad_queries, Tensor grad_features, Tensor grad_values,"
+    " Tensor grad_inv_two_sigma_sq)",
     # weight_sum [N]: the sum of the BLP weights per image. _saved_pixels.py describes saved_pixels.
     "blp_loss(Tensor seg_logits, Tensor annotation_logits, Tensor target, float gamma,"
     " int ignore_index) -> (Tensor loss, Tensor weight_sum, Tensor saved_pixels)",

@@ -328,6 +328,45 @@ def op_lam() -> None:
     )
 
 
+COARSE = 16  # photo pixels per cell of the logits that queries upsample
+
+
+def _coarse_logits() -> Tensor:  # [1, K, H/16, W/16]
+    return F.avg_pool2d(scene().logits, COARSE // STRIDE)
+
+
+def _upsampled(name: str, title: str, logits: Tensor) -> None:
+    resized = labels(_coarse_logits())
+    sharp = labels(logits)
+    save(
+        name,
+        [
+            Panel("photo", scene().image, box=BORDER),
+            Panel("stride 16, resized", resized, box=BORDER),
+            Panel(title, sharp, box=BORDER),
+            Panel("the border, resized", zoom(resized)),
+            Panel(f"the border, {title}", zoom(sharp)),
+        ],
+        legend=True,
+        side=2.2,
+    )
+
+
+def op_lam_queries() -> None:
+    """Logits at stride 16, upsampled to stride 4 by queries of 4 x 4 patches."""
+    queries = scene().features
+    keys = F.avg_pool2d(queries, COARSE // STRIDE)
+    logits = blpseg_ops.lam(keys, _coarse_logits(), 1.5, queries=queries)
+    _upsampled("op-lam-queries", "lam with queries", logits)
+
+
+def op_joint_bilateral() -> None:
+    """Logits at stride 16, upsampled to the photo's size with the photo as guide."""
+    guide = torch.from_numpy(scene().image).permute(2, 0, 1)[None] / 255
+    logits = blpseg_ops.joint_bilateral(guide, _coarse_logits(), 1.0, 0.1, radius=3)
+    _upsampled("op-joint_bilateral", "joint_bilateral", logits)
+
+
 def op_blp_loss() -> None:
     """p, q and the weight of the predicted label."""
     p, q, weight = blp_weights()
@@ -413,6 +452,8 @@ PICTURES: dict[str, Callable[[], None]] = {
     "method-eps": method_eps,
     "method-gradient": method_gradient,
     "op-lam": op_lam,
+    "op-lam-queries": op_lam_queries,
+    "op-joint_bilateral": op_joint_bilateral,
     "op-blp_loss": op_blp_loss,
     "op-annotation_loss": op_annotation_loss,
     "op-pseudo_labels": op_pseudo_labels,

@@ -10,41 +10,53 @@ from torch import Tensor
 from blpseg_ops import _checks, backends, reference
 from blpseg_ops._dtypes import accumulate_dtype
 from blpseg_ops.fallback.lam import lam_backward, lam_forward
+from blpseg_ops.fallback.lam_two_grids import memory_format_of
 from blpseg_ops.fallback.layout import laid_out_as
 from blpseg_ops.ops._register import register_op
 from blpseg_ops.ops._vmap import vmap_by_batching
+from blpseg_ops.ops.lam_two_grids import two_grids
 
 
 def lam(
     features: Tensor,  # [N, D, h, w]
     values: Tensor,  # [N, C, h, w]
-    sigma: float = 6.0,
+    sigma: float | Tensor = 6.0,
     *,
-    radius: int | None = None,
+    queries: Tensor | None = None,  # [N, D, H, W]
+    radius: float | None = None,
     eps: float = 0.0,
     scale: float = 1.0,
     backend: str = "auto",
-) -> Tensor:  # [N, C, h, w]
+) -> Tensor:  # [N, C, h, w], or [N, C, H, W] with queries
     """Replace every pixel's values by a mean over the pixels that are near and look alike.
 
     With features f, values v and positions p on the grid of key pixels a and query pixels b::
 
-        w_ab  = exp(scale * <f_a, f_b> - |p_a - p_b|^2 / (2 sigma^2))
-        out_b = sum_a w_ab v_a / (sum_a w_ab + eps * sum_a exp(scale * <f_a, f_b>))
+        w_ab  = exp(scale * <f_a, q_b> - |p_a - p_b|^2 / (2 sigma^2))
+        out_b = sum_a w_ab v_a / (sum_a w_ab + eps * sum_a exp(scale * <f_a, q_b>))
 
-    Sums go over all pixels of the image. ``radius`` restricts both sums to the keys at most
+    Without ``queries`` the features are the queries, q = f. ``queries`` lie on a grid of their own,
+    of any height H and width W. The query at (Y, X) stands at ((Y + 0.5) h / H - 0.5,
+    (X + 0.5) w / W - 0.5) in the grid of the keys, as in interpolation without aligned corners. So
+    ``lam`` upsamples values along the borders that the queries show.
+
+    Sums go over all keys of the image. ``radius`` restricts both sums to the keys at most
     ``radius`` rows and columns away from the query.
 
-    With ``eps=0`` this is attention with a Gaussian bias added to the scores. Query and key are the
-    features, not normalized and not divided by sqrt(D). Gradients flow to features (as query and as
-    key) and to values. Autocast widens both to float32, since scores are as large as |f|^2.
+    With ``eps=0`` this is attention with a Gaussian bias added to the scores. Queries and keys are
+    not normalized and not divided by sqrt(D). Gradients flow to features (as key and, without
+    ``queries``, as query), values, queries, and to sigma if it is a tensor. Autocast widens all to
+    float32, since scores are as large as |f|^2.
 
     Args:
         features: [N, D, h, w], floating point. Pixels with similar features look alike.
         values: [N, C, h, w], the dtype and device of features. Averaged; often logits.
-        sigma: Standard deviation of the Gaussian, in pixels of the h x w grid, > 0.
-        radius: Half the side of the window, in pixels of the grid, >= 0. Both sums leave out keys
-            farther up, down, left or right; the cost is O(h w radius^2). None: the whole image.
+        sigma: Standard deviation of the Gaussian, in pixels of the h x w grid, > 0. Infinity: no
+            Gaussian. A 0-dim tensor gets a gradient; its value is not checked.
+        queries: [N, D, H, W], the dtype and device of features; None: the features.
+        radius: Half the side of the window, in pixels of the h x w grid: an int >= 0 or, with
+            queries, a number >= 0.5, so that every query sees a key. Both sums leave out keys
+            farther up, down, left or right; the cost is O(H W radius^2). None: the whole image.
         eps: Weight of the second sum of the denominator, >= 0. 0 is the published method, 1e-7 the
             published program.
         scale: Factor of the scores.
@@ -52,7 +64,8 @@ def lam(
             :func:`blpseg_ops.backends.available`.
 
     Returns:
-        [N, C, h, w], the dtype of values, in the memory format of torch.empty_like(values).
+        [N, C, h, w], the dtype of values, in the memory format of torch.empty_like(values). With
+        queries [N, C, H, W], in channels_last if values are, else contiguous.
         Computed in float64 for float64, else in float32.
 
     Raises:
@@ -67,19 +80,34 @@ def lam(
         >>> blpseg_ops.lam(features, values, sigma=1000.0).flatten()
         tensor([1.5000, 5.0000, 1.5000])
 
+        Twice as many queries; each takes the values of the keys that look like it:
+
+        >>> queries = torch.tensor([8.0, 8.0, 8.0, -8.0, -8.0, 8.0]).view(1, 1, 1, 6)
+        >>> blpseg_ops.lam(features, values, sigma=1.0, queries=queries, radius=1).flatten()
+        tensor([1., 1., 1., 5., 5., 2.])
+
     Source: Wang et al. 2023 (IEEE TIP 32), local aggregation module.
     """
     _checks.require_maps("lam", "features", features, "[N, D, h, w]")
     _checks.require_maps("lam", "values", values, "[N, C, h, w]")
     _checks.require_same_dtype("lam", "values", values, "features", features)
     _checks.require_same_grid("lam", "values", values, "features", features)
-    _checks.require_positive("lam", "sigma", sigma)
-    _checks.require_radius("lam", radius)
+    _checks.require_sigma("lam", "sigma", sigma)
+    if queries is None:
+        _checks.require_radius("lam", radius)
+    else:
+        _checks.require_queries("lam", queries, features, radius)
     _checks.require_not_negative("lam", "eps", eps)
     _checks.require_finite("lam", "scale", scale)
     if backends.use_reference("lam", values.device.type, backend):
-        dense = reference.lam(features, values, sigma, radius=radius, eps=eps, scale=scale)
-        return laid_out_as(dense, values)
+        dense = reference.lam(
+            features, values, sigma, queries=queries, radius=radius, eps=eps, scale=scale
+        )
+        if queries is None:
+            return laid_out_as(dense, values)
+        return dense.contiguous(memory_format=memory_format_of(values))
+    if queries is not None or isinstance(sigma, Tensor):
+        return two_grids(features, values, sigma, queries, radius, eps, scale)
     output: Tensor = lam_op(features, values, sigma, eps, scale, radius)[0]
     return output
 

@@ -18,6 +18,7 @@ import blpseg_ops
 from blpseg_ops import _targets
 
 F = torch.zeros(2, 4, 3, 5)  # features
+Q = torch.zeros(2, 4, 6, 10)  # queries
 V = torch.zeros(2, 3, 3, 5)  # values, or logits of 3 classes
 A = torch.zeros(2, 4, 3, 5)  # annotation logits
 T = torch.zeros(2, 12, 20, dtype=torch.uint8)
@@ -32,7 +33,7 @@ def _with(tensor: torch.Tensor, value: int) -> torch.Tensor:
 
 lam, blp, ann = blpseg_ops.lam, blpseg_ops.blp_loss, blpseg_ops.annotation_loss
 pseudo, argmax = blpseg_ops.pseudo_labels, blpseg_ops.upsample_argmax
-objective = blpseg_ops.blp_objective
+objective, bilateral = blpseg_ops.blp_objective, blpseg_ops.joint_bilateral
 
 CASES: list[tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any], type[Exception], str]] = [
     (lam, ([1.0], V), {}, TypeError, "lam: features must be a torch.Tensor, got list"),
@@ -82,8 +83,8 @@ CASES: list[tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any], type[Exce
         ValueError,
         "lam: values must be on the device of features, cpu, got meta",
     ),
-    (lam, (F, V, 0.0), {}, ValueError, "lam: sigma must be a finite number > 0, got 0.0"),
-    (lam, (F, V, -2), {}, ValueError, "lam: sigma must be a finite number > 0, got -2"),
+    (lam, (F, V, 0.0), {}, ValueError, "lam: sigma must be a number > 0, got 0.0"),
+    (lam, (F, V, -2), {}, ValueError, "lam: sigma must be a number > 0, got -2"),
     (lam, (F, V), {"radius": -1}, ValueError, "lam: radius must be None or an int >= 0, got -1"),
     (lam, (F, V), {"radius": 2.5}, ValueError, "lam: radius must be None or an int >= 0, got 2.5"),
     (
@@ -98,7 +99,52 @@ CASES: list[tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any], type[Exce
         (F, V, float("nan")),
         {},
         ValueError,
-        "lam: sigma must be a finite number > 0, got nan",
+        "lam: sigma must be a number > 0, got nan",
+    ),
+    (
+        lam,
+        (F, V, torch.ones(2)),
+        {},
+        ValueError,
+        "lam: sigma must be a number > 0 or a 0-dim floating-point tensor, "
+        "got a tensor of shape [2] and torch.float32",
+    ),
+    (
+        lam,
+        (F, V),
+        {"queries": Q[0]},
+        ValueError,
+        "lam: queries must be a non-empty [N, D, H, W] tensor (only N may be 0), "
+        "got shape [4, 6, 10]",
+    ),
+    (
+        lam,
+        (F, V),
+        {"queries": Q.double()},
+        TypeError,
+        "lam: queries must have the dtype of features, torch.float32, got torch.float64",
+    ),
+    (
+        lam,
+        (F, V),
+        {"queries": Q.to("meta")},
+        ValueError,
+        "lam: queries must be on the device of features, cpu, got meta",
+    ),
+    (
+        lam,
+        (F, V),
+        {"queries": Q[:, :3]},
+        ValueError,
+        "lam: queries must have the batch size and channels of features, shape [2, 4, 3, 5], "
+        "got shape [2, 3, 6, 10]",
+    ),
+    (
+        lam,
+        (F, V),
+        {"queries": Q, "radius": 0.4},
+        ValueError,
+        "lam: radius must be None or a number >= 0.5 with queries, got 0.4",
     ),
     (lam, (F, V), {"eps": -1e-7}, ValueError, "lam: eps must be a finite number >= 0, got -1e-07"),
     (
@@ -107,6 +153,35 @@ CASES: list[tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any], type[Exce
         {"scale": float("inf")},
         ValueError,
         "lam: scale must be a finite number, got inf",
+    ),
+    (
+        bilateral,
+        (Q[0], V),
+        {},
+        ValueError,
+        "joint_bilateral: guide must be a non-empty [N, G, H, W] tensor (only N may be 0), "
+        "got shape [4, 6, 10]",
+    ),
+    (
+        bilateral,
+        (Q, V.double()),
+        {},
+        TypeError,
+        "joint_bilateral: values must have the dtype of guide, torch.float32, got torch.float64",
+    ),
+    (
+        bilateral,
+        (Q, V, 1.0, 0.0),
+        {},
+        ValueError,
+        "joint_bilateral: sigma_color must be a number > 0, got 0.0",
+    ),
+    (
+        bilateral,
+        (Q, V, 1.0, 1.0, (0, 4)),
+        {},
+        ValueError,
+        "joint_bilateral: size must be (H, W) with H, W >= 1, got (0, 4)",
     ),
     (
         blp,

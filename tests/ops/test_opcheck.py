@@ -26,6 +26,15 @@ def _maps(channels: int, dtype: torch.dtype, layout: str, grad: bool) -> Tensor:
     return LAYOUTS[layout](x).requires_grad_(grad)
 
 
+def _queries(maps: Tensor) -> Tensor:  # [N, D, 3, 5] -> [N, D, 6, 4]
+    queries = torch.cat([maps, maps.flip(2)], 2)[..., :4]
+    return queries.detach().requires_grad_(maps.requires_grad)
+
+
+def _inv(dtype: torch.dtype, grad: bool) -> Tensor:  # inv_two_sigma_sq
+    return torch.tensor([0.1, 0.3], dtype=dtype, requires_grad=grad)
+
+
 def _target() -> Tensor:
     rng = torch.Generator().manual_seed(1)
     target = torch.randint(0, 5, (2, 7, 9), generator=rng)
@@ -47,6 +56,14 @@ def _arguments(op: str, dtype: torch.dtype, layout: str, grads: bool = True) -> 
         case "lam_backward":
             forward = torch.ops.blpseg.lam(maps(4, False), maps(2, False), 2.0, 1e-7, 0.5)
             return maps(2, False), maps(4, False), maps(2, False), *forward, 2.0, 1e-7, 0.5, None
+        case "lam_two_grids" | "lam_two_grids, in a window":
+            radius = 1.5 if "window" in op else None
+            return _queries(maps(4)), maps(4), maps(2), _inv(wide, grads), 1e-7, 0.5, radius
+        case "lam_two_grids_backward":
+            inputs = _queries(maps(4, False)), maps(4, False), maps(2, False)
+            inv = _inv(wide, False)
+            forward = torch.ops.blpseg.lam_two_grids(*inputs, inv, 1e-7, 0.5)
+            return torch.ones_like(forward[0]), *inputs, *forward, inv, 1e-7, 0.5, None
         case "blp_loss":
             return maps(3), maps(4, False), _target(), 2.0, 255
         case "blp_loss_backward":
@@ -82,6 +99,8 @@ def _arguments(op: str, dtype: torch.dtype, layout: str, grads: bool = True) -> 
 OPS = (
     "lam",
     "lam_backward",
+    "lam_two_grids",
+    "lam_two_grids_backward",
     "blp_loss",
     "blp_loss_backward",
     "annotation_loss",
@@ -103,7 +122,13 @@ def test_every_operator_is_checked() -> None:
 
 
 every_op = pytest.mark.parametrize(
-    "op", [*OPS, "lam, in a window", "blp_objective, no pseudo labels"]
+    "op",
+    [
+        *OPS,
+        "lam, in a window",
+        "lam_two_grids, in a window",
+        "blp_objective, no pseudo labels",
+    ],
 )
 
 
