@@ -30,7 +30,8 @@ class Case(NamedTuple):
     ready: Callable[..., Any] | None = None  # torch's, of maps that are laid out for it already
 
 
-def _attention(features: Tensor, values: Tensor) -> Tensor:  # [1, C, 1, 1] as one token is no copy
+def _attention(features: Tensor, values: Tensor) -> Tensor:  # [1, 1, 1, C]
+    """Run attention on one pixel [1, C, 1, 1], viewed as one token without a copy."""
     query, value = (maps.view(1, 1, 1, -1) for maps in (features, values))
     return F.scaled_dot_product_attention(query, query, value, scale=1.0)
 

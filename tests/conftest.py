@@ -16,18 +16,23 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_cmdline_main(config: pytest.Config) -> None:
-    """Set ``-n`` where folders are tested; a single file takes less time than workers' start.
+    """Set ``-n``, but not for a single file: it takes less time than the start of workers.
 
     ``pytest -n 0`` runs everything in one process.
     """
-    folders = all(Path(argument).is_dir() for argument in config.args)
+    single_file = len(config.args) == 1 and not Path(config.args[0]).is_dir()
     if (
         config.pluginmanager.hasplugin("xdist")
         and config.option.numprocesses is None
         and config.option.capture != "no"  # workers' output is not shown
         and "PYTEST_XDIST_WORKER" not in os.environ
-        and folders
+        and not single_file
     ):
         config.option.numprocesses = "logical"
         config.option.maxprocesses = MAX_WORKERS
         config.option.dist = "worksteal"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the longest tests, so that no worker ends with one."""
+    items.sort(key=lambda item: "test_in_the_interpreter" not in item.name)

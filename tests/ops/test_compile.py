@@ -79,6 +79,9 @@ FUNCTIONS: dict[str, Callable[[Inputs], Tensor]] = {
     "BLPLoss": lambda x: LOSS(x["seg"], x["annotation"].detach(), x["target"]),
 }
 every_function = pytest.mark.parametrize("function", FUNCTIONS.values(), ids=FUNCTIONS)
+# These call every op.
+WHOLE = {name: FUNCTIONS[name] for name in ("lam, in a window", "labels", "a step")}
+whole_functions = pytest.mark.parametrize("function", WHOLE.values(), ids=WHOLE)
 
 
 def _compiled(function: Callable[[Inputs], Tensor], **options: Any) -> Callable[[Inputs], Tensor]:
@@ -137,10 +140,16 @@ def test_channels_last(function: Callable[[Inputs], Tensor]) -> None:
 
 
 @every_function
-@pytest.mark.parametrize("mark", [False, True], ids=["automatic dynamic", "mark_dynamic"])
-def test_no_recompilation_for_a_new_batch_size(
-    function: Callable[[Inputs], Tensor], mark: bool
-) -> None:
+def test_no_recompilation_for_a_new_batch_size(function: Callable[[Inputs], Tensor]) -> None:
+    _assert_compiled_once(function, mark=False)
+
+
+@whole_functions
+def test_mark_dynamic(function: Callable[[Inputs], Tensor]) -> None:
+    _assert_compiled_once(function, mark=True)
+
+
+def _assert_compiled_once(function: Callable[[Inputs], Tensor], mark: bool) -> None:
     compiled = _compiled(function)
     for n in (2,) if mark else (2, 8):
         _run(compiled, _inputs(n), mark)
@@ -149,7 +158,7 @@ def test_no_recompilation_for_a_new_batch_size(
             _assert_same(function, compiled, _inputs(n))
 
 
-@every_function
+@whole_functions
 def test_no_recompilation_for_another_image_size(function: Callable[[Inputs], Tensor]) -> None:
     compiled = _compiled(function, dynamic=True)
     _run(compiled, _inputs(2, 5, 6))

@@ -6,6 +6,8 @@ Runs in Triton's interpreter, as test_lam_triton.py does, with the launches of t
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -32,19 +34,16 @@ from . import _triton_interpreter
 
 _triton_interpreter.prepare()
 
-FAMILIES = pytest.mark.parametrize("family", ["sm_80", "sm_90"])
 # Maps of hostile inputs have 4 tiles, since the interpreter takes 20 ms per pair of tiles. Two have
 # 6: what they are compared with, the plain formulation's error, is small by luck on 90 pixels.
 SMALL = (9, 10)
 LARGER = {"all features equal": (11, 18), "scale -1": (11, 18)}
 
-# Each hostile input runs on one family and with one eps, in turn. BLPSEG_TEST_ALL=1 runs all four
-# combinations, which takes three minutes more.
-COMBINATIONS = [(0.0, "sm_80"), (1e-7, "sm_90"), (1e-7, "sm_80"), (0.0, "sm_90")]
-if os.environ.get("BLPSEG_TEST_ALL") == "1":
-    HOSTILE_CASES = [(name, *combination) for name in HOSTILE for combination in COMBINATIONS]
-else:
-    HOSTILE_CASES = [(name, *COMBINATIONS[i % 4]) for i, name in enumerate(HOSTILE)]
+# Each input runs on one family of chips, in turn, and each hostile one with one eps.
+# BLPSEG_TEST_ALL=1 runs all combinations, which takes five minutes more.
+ALL = os.environ.get("BLPSEG_TEST_ALL") == "1"
+FAMILIES = ("sm_80", "sm_90")
+EPS_AND_FAMILY = [(0.0, "sm_80"), (1e-7, "sm_90"), (1e-7, "sm_80"), (0.0, "sm_90")]
 
 # N, D, C, h, w, eps: the widths of test_cuda.py's, on smaller maps
 SIZES = [
@@ -57,6 +56,14 @@ SIZES = [
     (1, 512, 256, 5, 9, 1e-3),
     (1, 50, 21, 9, 17, 1e-7),
 ]
+HALVES = [(size, dtype) for dtype in (torch.bfloat16, torch.float16) for size in SIZES]
+
+
+def _in_turn(cases: Iterable[Any], others: Sequence[Any]) -> list[tuple[Any, Any]]:
+    """Return each case with one of the others, in turn; with all of them if ALL."""
+    if ALL:
+        return [(case, other) for case in cases for other in others]
+    return [(case, others[i % len(others)]) for i, case in enumerate(cases)]
 
 
 def _run(case: Case, family: str) -> Results:
@@ -66,35 +73,32 @@ def _run(case: Case, family: str) -> Results:
         return run_with(lam, lam_backward, case)
 
 
-@FAMILIES
-@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize(("size", "family"), _in_turn(SIZES, FAMILIES[::-1]), ids=str)
 def test_float32(size: tuple[int, int, int, int, int, float], family: str) -> None:
     *shape, eps = size
     budget = ErrorBudget(normal_case(*shape, sigma=2.5, eps=eps, scale=0.7))
     budget.check(_run(budget.case, family))
 
 
-@FAMILIES
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize(("half", "family"), _in_turn(HALVES, FAMILIES), ids=str)
 def test_halves(
-    size: tuple[int, int, int, int, int, float], dtype: torch.dtype, family: str
+    half: tuple[tuple[int, int, int, int, int, float], torch.dtype], family: str
 ) -> None:
-    *shape, eps = size
+    (*shape, eps), dtype = half
     case = normal_case(*shape, sigma=2.5, eps=eps, scale=0.7).to(dtype)
     results = _run(case, family)
     assert all(getattr(results, name).dtype == dtype for name in CHECKED)
     ErrorBudget(case).check_halves(results)
 
 
-@pytest.mark.parametrize(("name", "eps", "family"), HOSTILE_CASES)
-def test_hostile_inputs(name: str, eps: float, family: str) -> None:
+@pytest.mark.parametrize(("name", "eps_and_family"), _in_turn(HOSTILE, EPS_AND_FAMILY), ids=str)
+def test_hostile_inputs(name: str, eps_and_family: tuple[float, str]) -> None:
+    eps, family = eps_and_family
     budget = hostile(name, eps, None, *LARGER.get(name, SMALL))
     budget.check(_run(budget.case, family))
 
 
-@FAMILIES
-@pytest.mark.parametrize("dims", [50, 200])
+@pytest.mark.parametrize(("dims", "family"), _in_turn((50, 200), FAMILIES))
 def test_forward_and_backward_have_the_same_scores(dims: int, family: str) -> None:
     from blpseg_ops.triton.lam import lam, lam_backward
 

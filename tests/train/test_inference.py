@@ -192,14 +192,14 @@ content = {"model": build_model(config, classes).state_dict(), "config": {"model
 names = [str(label) for label in range(classes)]
 save_checkpoint(folder / "model.pt", content | {"classes": names, "iteration": 0})
 peaks = []
-for height, width in ((300, 500), (1200, 2000)):
+for height, width in ((300, 500), (800, 1200)):
     path = folder / f"{height}.jpg"
     Image.fromarray(np.zeros((height, width, 3), np.uint8)).save(path)
     failed = predict(folder / "model.pt", [str(path)], folder / f"{height}", quiet=True,
-                     views=Views(window=256))
+                     views=Views(window=256, stride=256))
     assert not failed, failed
     peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
-print((peaks[1] - peaks[0]) / (1200 * 2000 - 300 * 500))
+print((peaks[1] - peaks[0]) / (800 * 1200 - 300 * 500))
 """
 
 
