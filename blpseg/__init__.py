@@ -9,8 +9,9 @@ from blpseg_ops import __version__
 if TYPE_CHECKING:
     from blpseg.authors import load_authors_checkpoint
     from blpseg.model import BLPSeg
+    from blpseg.segmenter import ScribbleSegmenter
 
-__all__ = ["BLPSeg", "__version__", "load_authors_checkpoint"]
+__all__ = ["BLPSeg", "ScribbleSegmenter", "__version__", "load_authors_checkpoint"]
 
 
 def __getattr__(name: str) -> Any:
@@ -19,6 +20,10 @@ def __getattr__(name: str) -> Any:
         from blpseg.model import BLPSeg
 
         return BLPSeg
+    if name == "ScribbleSegmenter":
+        from blpseg.segmenter import ScribbleSegmenter
+
+        return ScribbleSegmenter
     if name == "load_authors_checkpoint":
         from blpseg.authors import load_authors_checkpoint
 

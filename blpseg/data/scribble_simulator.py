@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.random import Generator
@@ -108,45 +109,123 @@ def simulate_scribbles(
     Raises:
         ValueError: The mask is no label map, or a setting is out of range.
     """
-    check_label_map("mask", mask)
     options = ScribbleOptions(preference, width, length, drop, shrink)
-    labels = [int(label) for label in np.unique(mask) if label != ignore_value]
-    if labels and not 0 <= labels[0] <= labels[-1] < UNLABELED:
-        raise ValueError(f"mask must hold 0..254 or {ignore_value}, got {labels[0]}..{labels[-1]}")
+    labels = _labels_of(mask, ignore_value)
     canvas = Image.new("L", mask.shape[::-1], UNLABELED)
     draw = ImageDraw.Draw(canvas)
     rng = np.random.default_rng(seed)
     for label in labels:
-        regions, _ = ndimage.label(mask == label)
-        for index, window in enumerate(ndimage.find_objects(regions), 1):
-            depth = distance_to_border(regions[window] == index)
-            corner = (window[1].start, window[0].start)
-            for stroke in _strokes(depth, max(mask.shape), options, rng):
+        for region in _regions(mask == label, options):
+            for stroke in _enough_strokes(region, max(mask.shape), options, rng):
                 if rng.random() >= options.drop:
-                    kept = shrink_stroke(stroke + corner, options.shrink)
+                    kept = shrink_stroke(stroke + region.corner, options.shrink)
                     draw_stroke(draw, kept, label, options.width)
     return np.array(canvas)
 
 
+def simulate_strokes(
+    mask: np.ndarray,  # [H, W] integers
+    strokes: int,
+    *,
+    seed: int | Sequence[int],
+    preference: float = 1.0,
+    width: int = 3,
+    length: float = 1.0,
+    ignore_value: int = 255,
+) -> np.ndarray:  # [H, W] uint8
+    """Draw a given number of strokes per class, as a person who is short of time.
+
+    The strokes are those of `simulate_scribbles`. Each goes to the connected region of the class
+    with the largest area per stroke. With one seed, a larger number adds strokes to the same ones.
+
+    Args:
+        mask: [H, W] integers: classes 0..254, and ``ignore_value`` for void, not scribbled on.
+        strokes: Number of strokes per class, >= 1.
+        seed: A non-negative int or a sequence of them, as `numpy.random.SeedSequence` takes it.
+        preference: Strength of the label preference: 0 draws anywhere in a region, 1 as people do.
+        width: Width of the brush, in pixels.
+        length: Factor on the length of the strokes.
+        ignore_value: Value of void pixels.
+
+    Returns:
+        [H, W] uint8, the class where there is a stroke, 255 elsewhere. A class has none if all its
+        regions are hardly larger than the brush.
+
+    Raises:
+        ValueError: The mask is no label map, or a setting is out of range.
+    """
+    options = ScribbleOptions(preference, width, length)
+    if strokes < 1:
+        raise ValueError(f"strokes must be >= 1, got {strokes}")
+    labels = _labels_of(mask, ignore_value)
+    canvas = Image.new("L", mask.shape[::-1], UNLABELED)
+    draw = ImageDraw.Draw(canvas)
+    for label in labels:
+        rng = np.random.default_rng([*np.atleast_1d(seed), label])
+        regions = [*_regions(mask == label, options)]
+        planned = [_strokes(region, max(mask.shape), options, rng) for region in regions]
+        drawn = [0] * len(regions)
+        for _ in range(strokes if regions else 0):
+            at = max(range(len(regions)), key=lambda i: regions[i].area / (1 + drawn[i]))
+            draw_stroke(draw, next(planned[at]) + regions[at].corner, label, options.width)
+            drawn[at] += 1
+    return np.array(canvas)
+
+
+def _labels_of(mask: np.ndarray, ignore_value: int) -> list[int]:
+    check_label_map("mask", mask)
+    labels = [int(label) for label in np.unique(mask) if label != ignore_value]
+    if labels and not 0 <= labels[0] <= labels[-1] < UNLABELED:
+        raise ValueError(f"mask must hold 0..254 or {ignore_value}, got {labels[0]}..{labels[-1]}")
+    return labels
+
+
+class _Region(NamedTuple):
+    """A connected region of a class."""
+
+    depth: np.ndarray  # [h, w], the pixels' distance to the region's border; 0 outside
+    corner: tuple[int, int]  # x, y of the window's first pixel
+    area: int  # in pixels
+
+
+def _regions(of_class: np.ndarray, options: ScribbleOptions) -> Iterator[_Region]:
+    """List the connected regions of a class that are large enough for a stroke."""
+    regions, _ = ndimage.label(of_class)
+    smallest = max(_SMALLEST[0] * options.width**2, _SMALLEST[1] * max(of_class.shape) ** 2)
+    for index, window in enumerate(ndimage.find_objects(regions), 1):
+        inside = regions[window] == index
+        if (area := int(inside.sum())) >= smallest:
+            corner = (window[1].start, window[0].start)
+            yield _Region(distance_to_border(inside), corner, area)
+
+
+def _enough_strokes(
+    region: _Region, side: float, options: ScribbleOptions, rng: Generator
+) -> Iterator[np.ndarray]:  # [P, 2] x, y
+    """Plan the strokes of a region until their total length suffices."""
+    wanted = options.length * _SHARE * region.area / options.width
+    for stroke in _strokes(region, side, options, rng):
+        yield stroke
+        wanted -= max(float(np.hypot(*np.diff(stroke, axis=0).T).sum()), options.width)
+        if wanted < options.length * region.area**0.5 / 2:
+            return
+
+
 def _strokes(
-    depth: np.ndarray,  # [h, w], the region's pixels' distance to its border; 0 outside
+    region: _Region,
     side: float,  # the longer side of the picture, in pixels
     options: ScribbleOptions,
     rng: Generator,
 ) -> Iterator[np.ndarray]:  # [P, 2] x, y
-    """Plan the strokes of one connected region until their total length suffices."""
-    area = int((depth > 0).sum())
-    if area < max(_SMALLEST[0] * options.width**2, _SMALLEST[1] * side**2):
-        return
-    depth, spots = _cells(depth)
+    """Plan strokes of one connected region without an end; each avoids those before it."""
+    depth, spots = _cells(region.depth)
     roominess = 1 + depth / (_ROOMY * side)
     ends = ((depth > 0) * roominess ** (_END_PULL * options.preference)).ravel()
     ends /= ends.sum()
     pull = _PATH_PULL[0] + _PATH_PULL[1] * options.preference
     cost = np.where(depth > 0, roominess**-pull, -1)  # -1: no way through
     fresh = depth > 0  # cells that no stroke has crossed
-    typical = options.length * area**0.5
-    wanted = options.length * _SHARE * area / options.width
+    typical = options.length * region.area**0.5
     while True:
         longest = typical * rng.uniform(*_STROKE)
         start, *others = rng.choice(ends.size, 9, p=ends)
@@ -169,9 +248,6 @@ def _strokes(
         ends = ends * novelty.ravel()
         ends /= ends.sum()
         cost = np.where(depth > 0, cost / novelty, -1)
-        wanted -= max(float(reach[len(stroke) - 1]), options.width)
-        if wanted < typical / 2:
-            return
 
 
 def _cells(

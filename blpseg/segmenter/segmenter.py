@@ -1,0 +1,329 @@
+"""``ScribbleSegmenter``: draw a few strokes, get label maps of images in seconds."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from os import PathLike
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import blpseg_ops
+from blpseg.data.labels import MAX_CLASSES
+from blpseg.devices import choose_device
+from blpseg.errors import UserError
+from blpseg.pretrained import PACKAGES, PYPI
+from blpseg.segmenter import storage
+from blpseg.segmenter.aggregation import Aggregation
+from blpseg.segmenter.features import FeatureCache, FrozenFeatures, as_photos, window_image
+from blpseg.segmenter.head import Heads, train
+from blpseg.segmenter.inputs import Picture, read_picture, read_scribbles, require_pairs
+from blpseg.segmenter.samples import Samples, has_labels, join, sample_window
+from blpseg.segmenter.windows import Window, windows
+
+Image = np.ndarray | str | PathLike[str]
+
+_MARGIN = 128  # pixels of context around the core of a window
+_FIRST_STEPS, _LATER_STEPS = 120, 40
+_LR = 1e-2
+_CELLS_AT_ONCE = 2**15  # that a head sees in float32
+_UNLABELED_CELLS = 1024  # per window: for normalization and the annotation head
+
+
+class ScribbleSegmenter:
+    """Segment images by a few strokes per class, within seconds on a CPU.
+
+    A pretrained backbone, which is not trained, computes features of an image once. Two small heads
+    are trained on the features of the scribbled pixels. LAM aggregates their logits over near
+    pixels that look alike. One object serves one call at a time.
+
+    Args:
+        num_classes: K, 2 to 254.
+        backbone: Name of a timm model that returns features.
+        pretrained: Its weights, see :func:`blpseg.pretrained.create_backbone`. None: those of a
+            Python package if one has them ("tf_efficientnet_lite0", 1 and 2), else timm's.
+        width: Channels between the two 1x1 convolutions of a head.
+        sigma: Standard deviation of LAM's Gaussian, in cells of 4 x 4 pixels.
+        window: Largest side of an image, in pixels, that the backbone sees at once; larger images
+            are divided into windows. A multiple of 32, at least 512.
+        cache_bytes: Bytes of features that are kept between calls.
+        seed: Seed of the heads' weights and of every random choice.
+        device: "auto" (the accelerator if there is one), "cpu", "cuda", ...
+
+    Raises:
+        UserError: An argument is out of range, or the pretrained weights are missing.
+
+    Examples:
+        >>> segmenter = blpseg.ScribbleSegmenter(num_classes=3)
+        >>> segmenter.fit([image], [scribbles])
+        >>> labels = segmenter.predict(image)
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        backbone: str = "tf_efficientnet_lite0",
+        *,
+        pretrained: bool | str | Path | None = None,
+        width: int = 64,
+        sigma: float = 6.0,
+        window: int = 1024,
+        cache_bytes: int = 2**30,
+        seed: int = 0,
+        device: str = "auto",
+    ) -> None:
+        if not 2 <= num_classes <= MAX_CLASSES:
+            raise UserError(f"num_classes: expected 2 to {MAX_CLASSES}, got {num_classes}")
+        if window < 4 * _MARGIN or window % 32:
+            raise UserError(
+                f"window: expected a multiple of 32, at least {4 * _MARGIN}, got {window}"
+            )
+        if pretrained is None:
+            pretrained = PYPI if backbone.split(".")[0] in PACKAGES else True
+        self.num_classes = num_classes
+        self.backbone, self.width, self.sigma = backbone, width, sigma
+        self.window, self.seed = window, seed
+        self._device = choose_device(device)
+        try:
+            self._features = FrozenFeatures(backbone, pretrained).to(self._device)
+        except UserError:
+            raise
+        except (ValueError, RuntimeError, OSError) as error:
+            raise UserError(f"backbone: cannot build {backbone!r}: {error}") from error
+        self._cache = FeatureCache(cache_bytes)
+        self._samples: dict[str, Samples] = {}  # by the image's key
+        self._groups: int | None = None  # three-channel images per image, from the first fit on
+        self._heads: Heads | None = None
+
+    @property
+    def labeled_classes(self) -> list[int]:
+        """Classes that have scribbles; the others are not predicted."""
+        return sorted(
+            {int(c) for s in self._samples.values() for c in s.labels[s.labeled].unique()}
+        )
+
+    def fit(self, images: Sequence[Image], scribbles: Sequence[Image]) -> ScribbleSegmenter:
+        """Train the heads on scribbles; a later call goes on from where the last one ended.
+
+        Scribbles of an image that was given before replace its older ones. The scribbles of other
+        images stay in use. After an error nothing has changed.
+
+        Args:
+            images: [H, W] or [H, W, C] arrays, uint8 or uint16, or paths. C = 3 is RGB. Each
+                channel of other images passes through the backbone on its own.
+            scribbles: One [H, W] integer array per image, or the path of a PNG: classes 0..K-1, 255
+                unlabeled. A class without scribbles is reported by a warning.
+
+        Returns:
+            The segmenter.
+
+        Raises:
+            UserError: An input is unreadable or of a wrong type, size or channel number; a label is
+                out of range; or there is no label at all.
+        """
+        images, scribbles = require_pairs(images, scribbles)
+        samples, groups = dict(self._samples), self._groups
+        for index, (image, drawn) in enumerate(zip(images, scribbles, strict=True)):
+            picture = read_picture(image, f"images[{index}]")
+            labels = read_scribbles(drawn, picture, self.num_classes, f"scribbles[{index}]")
+            groups = _require_groups(picture, groups, f"images[{index}]")
+            samples[picture.key] = self._sample(picture, labels)
+        samples = {key: found for key, found in samples.items() if len(found.labels)}
+        if not samples:
+            raise UserError("scribbles: expected labels, but every pixel is 255 (unlabeled)")
+        before = sum(int(found.labeled.sum()) for found in self._samples.values())
+        joined = join([*samples.values()])
+        joined = Samples(*(part.to(self._device) for part in joined))
+        first = self._heads is None or int(joined.labeled.sum()) > 2 * before
+        if self._heads is None:
+            self._heads = self._new_heads(groups)
+            self._heads.set_normalization(joined.features)
+        self._samples, self._groups = samples, groups
+        train(self._heads, joined, _FIRST_STEPS if first else _LATER_STEPS, _LR, self.seed)
+        if missing := sorted({*range(self.num_classes)} - {*self.labeled_classes}):
+            warnings.warn(
+                f"no scribbles of class {', '.join(map(str, missing))}; no pixel gets that label",
+                stacklevel=2,
+            )
+        return self
+
+    def predict(self, image: Image) -> np.ndarray:  # [H, W] uint8
+        """Label an image by its most probable classes.
+
+        Args:
+            image: As in :meth:`fit`; also images without scribbles.
+
+        Returns:
+            [H, W] uint8, classes 0..K-1.
+
+        Raises:
+            UserError: The image is unreadable or of a wrong type, or nothing was fitted yet.
+        """
+        picture, heads = self._ready(image)
+        classes = np.array(self.labeled_classes, np.uint8)
+        labels = np.empty(picture.size, np.uint8)
+        for window, logits in self._class_logits(picture, heads):
+            found = blpseg_ops.upsample_argmax(logits[None], _size(window))[0].cpu().numpy()
+            labels[window.core_rows, window.core_columns] = classes[found[window.core_in_window]]
+        return labels
+
+    def predict_proba(self, image: Image) -> np.ndarray:  # [K, H, W] float32
+        """Compute the class probabilities of an image; arguments and errors as for `predict`.
+
+        Returns:
+            [K, H, W] float32; 0 for classes without scribbles.
+        """
+        picture, heads = self._ready(image)
+        classes = self.labeled_classes
+        out = np.zeros((self.num_classes, *picture.size), np.float32)
+        for window, logits in self._class_logits(picture, heads):
+            probabilities = _upsampled(logits, window).softmax(0)
+            out[classes, window.core_rows, window.core_columns] = _core(probabilities, window)
+        return out
+
+    def annotation_probability(self, image: Image) -> np.ndarray:  # [H, W] float32
+        """Compute the probability that people would annotate a pixel; see `predict` for errors.
+
+        Low where nobody has drawn on pixels of this kind yet.
+
+        Returns:
+            [H, W] float32, 0 to 1.
+        """
+        picture, heads = self._ready(image)
+        out = np.empty(picture.size, np.float32)
+        for window, features in self._window_features(picture):
+            logits = _by_cell(heads.annotation, heads, features)
+            probability = 1 - _upsampled(logits, window).softmax(0)[-1]
+            out[window.core_rows, window.core_columns] = _core(probability, window)
+        return out
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Write the segmenter to one file: backbone, heads, and the scribbled pixels' features.
+
+        Raises:
+            UserError: Nothing was fitted yet.
+            OSError: The file cannot be written; an older one is kept.
+        """
+        if self._heads is None:
+            raise UserError("save: nothing was fitted yet; call fit first")
+        storage.save(
+            Path(path),
+            {
+                "settings": {
+                    "num_classes": self.num_classes,
+                    "backbone": self.backbone,
+                    "width": self.width,
+                    "sigma": self.sigma,
+                    "window": self.window,
+                    "seed": self.seed,
+                },
+                "groups": self._groups,
+                "features": self._features.state_dict(),
+                "heads": self._heads.state_dict(),
+                "samples": {key: tuple(found) for key, found in self._samples.items()},
+            },
+        )
+
+    @classmethod
+    def load(
+        cls, path: str | PathLike[str], *, cache_bytes: int = 2**30, device: str = "auto"
+    ) -> ScribbleSegmenter:
+        """Read a file of `save`; `fit` goes on from there. No other file or package is needed.
+
+        Args:
+            path: The file.
+            cache_bytes: See the class.
+            device: See the class.
+
+        Raises:
+            UserError: The file is missing or of another kind, or there is no such device.
+        """
+        content = storage.load(Path(path))
+        made = cls(**content["settings"], pretrained=False, cache_bytes=cache_bytes, device=device)
+        made._features.load_state_dict(content["features"])
+        made._groups = content["groups"]
+        made._heads = made._new_heads(content["groups"])
+        made._heads.load_state_dict(content["heads"])
+        made._samples = {key: Samples(*found) for key, found in content["samples"].items()}
+        return made
+
+    def _new_heads(self, groups: int) -> Heads:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            heads = Heads(groups * self._features.channels, self.num_classes, self.width)
+        return heads.to(self._device)
+
+    def _ready(self, image: Image) -> tuple[Picture, Heads]:
+        if self._heads is None:
+            raise UserError("predict: nothing was fitted yet; call fit first")
+        picture = read_picture(image, "image")
+        _require_groups(picture, self._groups, "image")
+        return picture, self._heads
+
+    def _sample(self, picture: Picture, scribbles: np.ndarray) -> Samples:
+        rng = np.random.default_rng(self.seed)
+        found = [
+            sample_window(features, scribbles, window, _UNLABELED_CELLS, rng)
+            for window, features in self._window_features(picture, scribbles)
+        ]
+        empty = Samples(torch.empty(0, 0), torch.empty(0, dtype=torch.int64), torch.empty(0))
+        return join(found) if found else empty
+
+    def _window_features(
+        self, picture: Picture, scribbles: np.ndarray | None = None
+    ) -> Iterator[tuple[Window, Tensor]]:  # [C, h, w] float16 on the CPU
+        """Compute or recall the features of each window; with scribbles, of those that have any."""
+        for index, window in enumerate(windows(*picture.size, self.window, _MARGIN)):
+            if scribbles is not None and not has_labels(scribbles, window):
+                continue
+            features = self._cache.get((picture.key, index))
+            if features is None:
+                photos = as_photos(window_image(picture, window)).to(self._device)
+                levels = [self._features(photo[None], window.grid)[0] for photo in photos]
+                features = torch.cat(levels).clamp(-65504, 65504).half().cpu()
+                self._cache.put((picture.key, index), features)
+            yield window, features
+
+    @torch.no_grad()
+    def _class_logits(
+        self, picture: Picture, heads: Heads
+    ) -> Iterator[tuple[Window, Tensor]]:  # [number of labeled classes, h, w]
+        aggregate = Aggregation(picture.pixels.shape[2], self.sigma)
+        for window, features in self._window_features(picture):
+            logits = _by_cell(heads.classes, heads, features)[self.labeled_classes]
+            yield window, aggregate(window_image(picture, window).to(self._device), logits)
+
+
+@torch.no_grad()
+def _by_cell(head: torch.nn.Module, heads: Heads, features: Tensor) -> Tensor:  # [K, h, w]
+    parts = features.flatten(1).T.split(_CELLS_AT_ONCE)
+    logits = torch.cat([head(heads.normalize(part.to(heads.mean.device))) for part in parts])
+    return logits.T.reshape(-1, *features.shape[1:]).contiguous()
+
+
+def _size(window: Window) -> tuple[int, int]:
+    rows, columns = window.rows, window.columns
+    return rows.stop - rows.start, columns.stop - columns.start
+
+
+def _upsampled(logits: Tensor, window: Window) -> Tensor:  # [K, h, w] -> [K, H, W]
+    size = _size(window)
+    return F.interpolate(logits[None], size, mode="bilinear", align_corners=False)[0]
+
+
+def _core(values: Tensor, window: Window) -> np.ndarray:
+    return values[..., window.core_in_window[0], window.core_in_window[1]].cpu().numpy()
+
+
+def _require_groups(picture: Picture, groups: int | None, name: str) -> int:
+    if groups is not None and picture.groups != groups:
+        kinds = [
+            "gray or RGB (3 channels)" if g == 1 else f"{g} channels"
+            for g in (groups, picture.groups)
+        ]
+        raise UserError(f"{name}: expected {kinds[0]}, as in the first fit, got {kinds[1]}")
+    return picture.groups
