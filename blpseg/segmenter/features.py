@@ -1,8 +1,13 @@
-"""Compute frozen features of an image: all levels of a backbone, joined at stride 4."""
+"""Compute frozen features of an image: all levels of a backbone, joined at stride 4.
+
+The backbone sees the image at its own size and at twice the size. Its features are those of coarse
+things in a picture of ImageNet's size; the larger image has them on finer cells.
+"""
 
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -11,13 +16,13 @@ from torch import Tensor, nn
 
 from blpseg.pretrained import create_backbone, normalization_of
 from blpseg.segmenter.inputs import Picture
-from blpseg.segmenter.windows import Window
+from blpseg.segmenter.windows import STRIDE, Window
 
 _SMALLEST = 32  # pixels; a backbone's coarsest level needs as many
 
 
 class FrozenFeatures(nn.Module):
-    """The levels of a timm backbone, resized to stride 4 and joined.
+    """The levels of a timm backbone at several scales of the image, resized to stride 4 and joined.
 
     Gray and RGB images pass through the backbone once. Of other images each channel does, as gray,
     and the features of all channels are joined.
@@ -25,15 +30,19 @@ class FrozenFeatures(nn.Module):
     Args:
         backbone: Name of a timm model that returns features.
         pretrained: Its weights, see :func:`blpseg.pretrained.create_backbone`.
+        scales: Factors of the image's size.
 
     Raises:
         UserError, ValueError, RuntimeError, OSError: See there.
     """
 
-    def __init__(self, backbone: str, pretrained: bool | str | Path) -> None:
+    def __init__(
+        self, backbone: str, pretrained: bool | str | Path, scales: Sequence[float]
+    ) -> None:
         super().__init__()
+        self.scales = list(scales)
         self.backbone = create_backbone(backbone, pretrained).eval().requires_grad_(False)
-        self.channels = sum(self.backbone.feature_info.channels())
+        self.channels = self.backbone.feature_info.channels() * len(self.scales)  # of each level
         self.channels_last = str(getattr(self.backbone, "output_fmt", "NCHW")).endswith("NHWC")
         mean, std = normalization_of(self.backbone)
         self.register_buffer("mean", torch.tensor(mean)[:, None, None], persistent=False)
@@ -42,18 +51,24 @@ class FrozenFeatures(nn.Module):
     @torch.no_grad()
     def forward(
         self,
-        images: Tensor,  # [N, 3, H, W], from 0 to 1
-        grid: tuple[int, int],
-    ) -> Tensor:  # [N, C, h, w]
-        """Return the joined levels at the grid's size."""
-        bottom, right = (max(0, _SMALLEST - side) for side in images.shape[2:])
-        padded = F.pad(images, (0, right, 0, bottom), mode="replicate")
-        levels = self.backbone((padded - self.mean) / self.std)
-        if self.channels_last:
-            levels = [level.permute(0, 3, 1, 2) for level in levels]
-        size = [-(-side // 4) for side in padded.shape[2:]]
-        joined = torch.cat([_resize(level, size) for level in levels], 1)
-        return joined[:, :, : grid[0], : grid[1]]
+        image: Tensor,  # [1, 3, H, W], from 0 to 1
+    ) -> Tensor:  # [C, ceil(H / 4), ceil(W / 4)]
+        """Return the joined levels."""
+        height, width = image.shape[2:]
+        bottom, right = (max(_SMALLEST - side, -side % STRIDE) for side in (height, width))
+        padded = F.pad(image, (0, right, 0, bottom), mode="replicate")
+        size = [side // STRIDE for side in padded.shape[2:]]
+        levels = [level for scale in self.scales for level in self._levels(padded, scale)]
+        joined = torch.cat([_resize(level, size) for level in levels], 1)[0]
+        return joined[:, : -(-height // STRIDE), : -(-width // STRIDE)]
+
+    def _levels(self, image: Tensor, scale: float) -> list[Tensor]:
+        if scale != 1:
+            image = F.interpolate(
+                image, scale_factor=scale, mode="bicubic", antialias=scale < 1
+            ).clamp(0, 1)
+        levels = self.backbone((image - self.mean) / self.std)
+        return [level.permute(0, 3, 1, 2) for level in levels] if self.channels_last else levels
 
 
 def _resize(level: Tensor, size: list[int]) -> Tensor:

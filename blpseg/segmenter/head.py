@@ -1,6 +1,8 @@
-"""The trained part of a segmenter: two small heads on frozen features."""
+"""The trained part of a segmenter: linear heads on normalized features."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -8,90 +10,113 @@ from torch import Tensor, nn
 
 from blpseg.segmenter.samples import Samples
 
-_BATCH = 4096  # samples per step
+_CHUNK = 2**14  # samples that are converted to float32 at once
 _UNLABELED_WEIGHT = 0.02  # of a cell without a label in the annotation loss, as published
-_DEVIATION = 5.0  # of the features that the heads take
+_ANNOTATION_STEPS, _ANNOTATION_BATCH, _ANNOTATION_LR = 80, 4096, 1e-2
 
 
 class Heads(nn.Module):
-    """Two heads of two 1x1 convolutions: logits of the classes, and of being annotated.
+    """Two 1x1 convolutions: scores of the classes, and logits of being annotated.
 
     Args:
-        channels: C, channels of the features.
+        channels: Channels of each level of the features.
         num_classes: K.
-        width: Channels between the two convolutions.
     """
 
-    def __init__(self, channels: int, num_classes: int, width: int) -> None:
+    def __init__(self, channels: Sequence[int], num_classes: int) -> None:
         super().__init__()
-        self.classes = _head(channels, num_classes, width)
-        self.annotation = _head(channels, num_classes + 1, width)
-        self.register_buffer("mean", torch.zeros(channels))
-        self.register_buffer("scale", torch.ones(()))
+        self.levels = list(channels)
+        self.classes = nn.Linear(sum(channels), num_classes)
+        self.annotation = nn.Linear(sum(channels), num_classes + 1)
+        self.register_buffer("scale", torch.ones(sum(channels)))
 
     def set_normalization(self, features: Tensor) -> None:  # [n, C]
-        """Normalize features from now on by each channel's mean and one deviation of all channels.
+        """Divide each level from now on by the root mean square of all its channels.
 
-        A deviation per channel would amplify the many channels in which an image hardly varies.
+        One number per channel instead would amplify the many channels in which an image hardly
+        varies.
         """
-        self.mean.copy_(features.float().mean(0))
-        deviation = (features.float() - self.mean).square().mean().sqrt()
-        self.scale.copy_(_DEVIATION / deviation.clamp(min=1e-6))
+        mean_squares = [
+            level.float().square().mean().expand(level.shape[1])
+            for level in features.split(self.levels, 1)
+        ]
+        self.scale.copy_(torch.cat(mean_squares).clamp(min=1e-12).rsqrt())
 
     def normalize(self, features: Tensor) -> Tensor:  # [n, C] -> [n, C] float32
         """Return the features as the two heads take them."""
-        return (features.float() - self.mean) * self.scale
+        return features.float() * self.scale
 
 
-def _head(channels: int, outputs: int, width: int) -> nn.Sequential:
-    return nn.Sequential(nn.Linear(channels, width), nn.ReLU(), nn.Linear(width, outputs))
+@torch.no_grad()
+def fit_classes(heads: Heads, samples: Samples, ridge: float = 10.0) -> None:
+    """Solve ridge regression of the classes' indicators on the labeled samples, in closed form.
 
-
-def train(heads: Heads, samples: Samples, steps: int, lr: float, seed: int) -> None:
-    """Train both heads on samples, in place; they go on from their weights.
+    Every class weighs the same, however long its strokes are. The intercept is not penalized.
 
     Args:
-        heads: The heads.
+        heads: The heads; the head of the classes is replaced.
         samples: At least one with a label.
-        steps: Iterations.
-        lr: Largest learning rate.
+        ridge: Penalty on the weights, per mean squared length of a sample.
+    """
+    keep = samples.labeled
+    labels, weights = samples.labels[keep], samples.weights[keep].float()
+    num_classes = heads.classes.out_features
+    totals = weights.new_zeros(num_classes).index_add_(0, labels, weights)
+    weights = weights / totals[labels] / (totals > 0).sum()  # of sum 1
+    targets = F.one_hot(labels, num_classes).float()
+    parts = [
+        (heads.normalize(features), part_weights)
+        for features, part_weights in zip(
+            samples.features[keep].split(_CHUNK), weights.split(_CHUNK), strict=True
+        )
+    ]
+    mean = torch.stack([w @ x for x, w in parts]).sum(0)
+    target_mean = weights @ targets
+    centered = [((x - mean) * w.sqrt()[:, None]) for x, w in parts]
+    weighted_targets = (targets - target_mean) * weights.sqrt()[:, None]
+    if len(labels) < len(mean):  # the smaller of two equal systems
+        rows = torch.cat(centered)
+        gram = rows @ rows.T
+        solution = rows.T @ _solve(gram, weighted_targets, ridge / len(labels))
+    else:
+        gram = torch.stack([rows.T @ rows for rows in centered]).sum(0)
+        right = torch.stack(
+            [r.T @ t for r, t in zip(centered, weighted_targets.split(_CHUNK), strict=True)]
+        ).sum(0)
+        solution = _solve(gram, right, ridge / len(labels))
+    heads.classes.weight.copy_(solution.T)
+    heads.classes.bias.copy_(target_mean - mean @ solution)
+
+
+def _solve(gram: Tensor, right: Tensor, share: float) -> Tensor:
+    """Solve with a share of the trace as penalty; both systems have the same trace."""
+    gram = gram.double()
+    gram.diagonal().add_((share * gram.trace()).clamp(min=1e-12))
+    return torch.linalg.solve(gram, right.double()).float()
+
+
+def train_annotation(heads: Heads, samples: Samples, seed: int) -> None:
+    """Train the annotation head with the annotation loss; see :func:`blpseg_ops.annotation_loss`.
+
+    Args:
+        heads: The heads; the annotation head is trained from zeros.
+        samples: Labeled and other samples.
         seed: Chooses the samples of each iteration, where there are more than a batch.
     """
-    features = heads.normalize(samples.features)
-    labeled = samples.labeled
-    num_classes = heads.classes[-1].out_features
-    labels, weights = samples.labels[labeled], samples.weights[labeled]
-    # Every class weighs the same, however long its strokes are.
-    totals = weights.new_zeros(num_classes).index_add_(0, labels, weights)
-    _train_head(heads.classes, features[labeled], labels, weights / totals[labels], steps, lr, seed)
-    labels = torch.where(labeled, samples.labels, num_classes)
-    weights = samples.weights * torch.where(labeled, 1, _UNLABELED_WEIGHT)
-    _train_head(heads.annotation, features, labels, weights, steps, lr, seed)
-
-
-def _train_head(
-    head: nn.Module,
-    features: Tensor,  # [n, C]
-    labels: Tensor,  # [n]
-    weights: Tensor,  # [n]
-    steps: int,
-    lr: float,
-    seed: int,
-) -> None:
-    optimizer = torch.optim.AdamW(head.parameters(), lr, weight_decay=1e-4)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps, pct_start=0.1)
+    head = heads.annotation
+    nn.init.zeros_(head.weight)
+    nn.init.zeros_(head.bias)
+    labels = torch.where(samples.labeled, samples.labels, head.out_features - 1)
+    weights = samples.weights * torch.where(samples.labeled, 1, _UNLABELED_WEIGHT)
+    optimizer = torch.optim.Adam(head.parameters(), _ANNOTATION_LR)
     rng = torch.Generator().manual_seed(seed)
-    batch: slice | Tensor = slice(None)
-    for _ in range(steps):
-        if len(features) > _BATCH:
-            batch = torch.randperm(len(features), generator=rng)[:_BATCH]
-        loss = _weighted_cross_entropy(head(features[batch]), labels[batch], weights[batch])
+    batch = torch.arange(len(labels))
+    for _ in range(_ANNOTATION_STEPS):
+        if len(labels) > _ANNOTATION_BATCH:
+            batch = torch.randint(len(labels), (_ANNOTATION_BATCH,), generator=rng)
+        index = batch.to(labels.device)
+        logits = head(heads.normalize(samples.features[index]))
+        losses = F.cross_entropy(logits, labels[index], reduction="none")
         optimizer.zero_grad()
-        loss.backward()
+        ((losses * weights[index]).sum() / weights[index].sum()).backward()
         optimizer.step()
-        schedule.step()
-
-
-def _weighted_cross_entropy(logits: Tensor, target: Tensor, weights: Tensor) -> Tensor:
-    losses = F.cross_entropy(logits, target, reduction="none")
-    return (losses * weights).sum() / weights.sum().clamp(min=1e-9)

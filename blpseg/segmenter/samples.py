@@ -11,6 +11,8 @@ from torch import Tensor
 from blpseg.segmenter.inputs import UNLABELED
 from blpseg.segmenter.windows import STRIDE, Window
 
+_MAX_LABELED = 8192  # labeled cells of a window; as many as strokes on a whole photo have
+
 
 class Samples(NamedTuple):
     """Cells of a grid of features with what a person drew on them."""
@@ -55,19 +57,33 @@ def sample_window(
     cell = (y + top) // STRIDE * width + (x + left) // STRIDE
     pairs, counts = np.unique(cell * 256 + core[y, x].astype(np.int64), return_counts=True)
     cell, label = np.divmod(pairs, 256)
+    shares = counts / np.bincount(cell, counts)[cell]
 
     rows = np.arange(top // STRIDE, -(-(top + core.shape[0]) // STRIDE))
     columns = np.arange(left // STRIDE, -(-(left + core.shape[1]) // STRIDE))
     free = np.setdiff1d((rows[:, None] * width + columns).ravel(), cell)
     chosen = rng.choice(free, min(unlabeled, free.size), replace=False)
 
+    kept = _thin_out(label, rng)
+    cell, label, shares = cell[kept], label[kept], shares[kept] * (label.size / kept.size)
     index = torch.from_numpy(np.concatenate([cell, chosen]))
-    shares = torch.from_numpy(counts / np.bincount(cell, counts)[cell]).float()
     return Samples(
         features.flatten(1)[:, index].T.contiguous(),
         torch.cat([torch.from_numpy(label), torch.full((chosen.size,), -1)]),
-        torch.cat([shares, torch.full((chosen.size,), free.size / max(1, chosen.size))]),
+        torch.cat(
+            [
+                torch.from_numpy(shares).float(),
+                torch.full((chosen.size,), free.size / max(1, chosen.size)),
+            ]
+        ),
     )
+
+
+def _thin_out(label: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Return the indices of at most `_MAX_LABELED` samples, chosen at random."""
+    if label.size <= _MAX_LABELED:
+        return np.arange(label.size)
+    return np.sort(rng.choice(label.size, _MAX_LABELED, replace=False))
 
 
 def join(samples: list[Samples]) -> Samples:

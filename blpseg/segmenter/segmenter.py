@@ -18,9 +18,9 @@ from blpseg.devices import choose_device
 from blpseg.errors import UserError
 from blpseg.pretrained import PACKAGES, PYPI
 from blpseg.segmenter import storage
-from blpseg.segmenter.aggregation import Aggregation
+from blpseg.segmenter.aggregation import aggregate
 from blpseg.segmenter.features import FeatureCache, FrozenFeatures, as_photos, window_image
-from blpseg.segmenter.head import Heads, train
+from blpseg.segmenter.head import Heads, fit_classes, train_annotation
 from blpseg.segmenter.inputs import Picture, read_picture, read_scribbles, require_pairs
 from blpseg.segmenter.samples import Samples, has_labels, join, sample_window
 from blpseg.segmenter.windows import Window, windows
@@ -28,8 +28,7 @@ from blpseg.segmenter.windows import Window, windows
 Image = np.ndarray | str | PathLike[str]
 
 _MARGIN = 128  # pixels of context around the core of a window
-_FIRST_STEPS, _LATER_STEPS = 120, 40
-_LR = 1e-2
+_TEMPERATURE = 1 / 6  # of the class probabilities; scores are about 1 for the class, else 0
 _CELLS_AT_ONCE = 2**15  # that a head sees in float32
 _UNLABELED_CELLS = 1024  # per window: for normalization and the annotation head
 
@@ -37,21 +36,21 @@ _UNLABELED_CELLS = 1024  # per window: for normalization and the annotation head
 class ScribbleSegmenter:
     """Segment images by a few strokes per class, within seconds on a CPU.
 
-    A pretrained backbone, which is not trained, computes features of an image once. Two small heads
-    are trained on the features of the scribbled pixels. LAM aggregates their logits over near
-    pixels that look alike. One object serves one call at a time.
+    A pretrained backbone, which is not trained, computes features of an image once. A linear head
+    is fitted to the features of the scribbled pixels, in closed form. LAM aggregates its scores
+    over near pixels that look alike. One object serves one call at a time.
 
     Args:
         num_classes: K, 2 to 254.
         backbone: Name of a timm model that returns features.
         pretrained: Its weights, see :func:`blpseg.pretrained.create_backbone`. None: those of a
             Python package if one has them ("tf_efficientnet_lite0", 1 and 2), else timm's.
-        width: Channels between the two 1x1 convolutions of a head.
+        scales: Factors of the image's size at which the backbone sees it.
         sigma: Standard deviation of LAM's Gaussian, in cells of 4 x 4 pixels.
         window: Largest side of an image, in pixels, that the backbone sees at once; larger images
             are divided into windows. A multiple of 32, at least 512.
         cache_bytes: Bytes of features that are kept between calls.
-        seed: Seed of the heads' weights and of every random choice.
+        seed: Seed of every random choice.
         device: "auto" (the accelerator if there is one), "cpu", "cuda", ...
 
     Raises:
@@ -69,7 +68,7 @@ class ScribbleSegmenter:
         backbone: str = "tf_efficientnet_lite0",
         *,
         pretrained: bool | str | Path | None = None,
-        width: int = 64,
+        scales: Sequence[float] = (1.0, 2.0),
         sigma: float = 6.0,
         window: int = 1024,
         cache_bytes: int = 2**30,
@@ -82,14 +81,19 @@ class ScribbleSegmenter:
             raise UserError(
                 f"window: expected a multiple of 32, at least {4 * _MARGIN}, got {window}"
             )
+        if not scales or not all(0.25 <= scale <= 4 for scale in scales):
+            raise UserError(f"scales: expected numbers from 0.25 to 4, got {[*scales]}")
         if pretrained is None:
             pretrained = PYPI if backbone.split(".")[0] in PACKAGES else True
         self.num_classes = num_classes
-        self.backbone, self.width, self.sigma = backbone, width, sigma
+        self.backbone, self.scales, self.sigma = backbone, [*map(float, scales)], sigma
         self.window, self.seed = window, seed
         self._device = choose_device(device)
         try:
-            self._features = FrozenFeatures(backbone, pretrained).to(self._device)
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed)  # of random weights, where pretrained is False
+                self._features = FrozenFeatures(backbone, pretrained, self.scales)
+            self._features.to(self._device)
         except UserError:
             raise
         except (ValueError, RuntimeError, OSError) as error:
@@ -98,6 +102,7 @@ class ScribbleSegmenter:
         self._samples: dict[str, Samples] = {}  # by the image's key
         self._groups: int | None = None  # three-channel images per image, from the first fit on
         self._heads: Heads | None = None
+        self._annotation_is_fitted = False
 
     @property
     def labeled_classes(self) -> list[int]:
@@ -107,7 +112,7 @@ class ScribbleSegmenter:
         )
 
     def fit(self, images: Sequence[Image], scribbles: Sequence[Image]) -> ScribbleSegmenter:
-        """Train the heads on scribbles; a later call goes on from where the last one ended.
+        """Fit the segmenter to scribbles; a later call adds to what it was given before.
 
         Scribbles of an image that was given before replace its older ones. The scribbles of other
         images stay in use. After an error nothing has changed.
@@ -135,15 +140,13 @@ class ScribbleSegmenter:
         samples = {key: found for key, found in samples.items() if len(found.labels)}
         if not samples:
             raise UserError("scribbles: expected labels, but every pixel is 255 (unlabeled)")
-        before = sum(int(found.labeled.sum()) for found in self._samples.values())
-        joined = join([*samples.values()])
-        joined = Samples(*(part.to(self._device) for part in joined))
-        first = self._heads is None or int(joined.labeled.sum()) > 2 * before
         if self._heads is None:
-            self._heads = self._new_heads(groups)
-            self._heads.set_normalization(joined.features)
+            assert groups is not None
+            self._heads = Heads(self._features.channels * groups, self.num_classes)
+            self._heads.to(self._device).set_normalization(join([*samples.values()]).features)
         self._samples, self._groups = samples, groups
-        train(self._heads, joined, _FIRST_STEPS if first else _LATER_STEPS, _LR, self.seed)
+        fit_classes(self._heads, self._training_data())
+        self._annotation_is_fitted = False
         if missing := sorted({*range(self.num_classes)} - {*self.labeled_classes}):
             warnings.warn(
                 f"no scribbles of class {', '.join(map(str, missing))}; no pixel gets that label",
@@ -166,8 +169,8 @@ class ScribbleSegmenter:
         picture, heads = self._ready(image)
         classes = np.array(self.labeled_classes, np.uint8)
         labels = np.empty(picture.size, np.uint8)
-        for window, logits in self._class_logits(picture, heads):
-            found = blpseg_ops.upsample_argmax(logits[None], _size(window))[0].cpu().numpy()
+        for window, scores in self._class_scores(picture, heads):
+            found = blpseg_ops.upsample_argmax(scores[None], _size(window))[0].cpu().numpy()
             labels[window.core_rows, window.core_columns] = classes[found[window.core_in_window]]
         return labels
 
@@ -180,8 +183,8 @@ class ScribbleSegmenter:
         picture, heads = self._ready(image)
         classes = self.labeled_classes
         out = np.zeros((self.num_classes, *picture.size), np.float32)
-        for window, logits in self._class_logits(picture, heads):
-            probabilities = _upsampled(logits, window).softmax(0)
+        for window, scores in self._class_scores(picture, heads):
+            probabilities = _upsampled(scores / _TEMPERATURE, window).softmax(0)
             out[classes, window.core_rows, window.core_columns] = _core(probabilities, window)
         return out
 
@@ -194,6 +197,9 @@ class ScribbleSegmenter:
             [H, W] float32, 0 to 1.
         """
         picture, heads = self._ready(image)
+        if not self._annotation_is_fitted:
+            train_annotation(heads, self._training_data(), self.seed)
+            self._annotation_is_fitted = True
         out = np.empty(picture.size, np.float32)
         for window, features in self._window_features(picture):
             logits = _by_cell(heads.annotation, heads, features)
@@ -216,7 +222,7 @@ class ScribbleSegmenter:
                 "settings": {
                     "num_classes": self.num_classes,
                     "backbone": self.backbone,
-                    "width": self.width,
+                    "scales": self.scales,
                     "sigma": self.sigma,
                     "window": self.window,
                     "seed": self.seed,
@@ -224,6 +230,7 @@ class ScribbleSegmenter:
                 "groups": self._groups,
                 "features": self._features.state_dict(),
                 "heads": self._heads.state_dict(),
+                "annotation_is_fitted": self._annotation_is_fitted,
                 "samples": {key: tuple(found) for key, found in self._samples.items()},
             },
         )
@@ -246,16 +253,15 @@ class ScribbleSegmenter:
         made = cls(**content["settings"], pretrained=False, cache_bytes=cache_bytes, device=device)
         made._features.load_state_dict(content["features"])
         made._groups = content["groups"]
-        made._heads = made._new_heads(content["groups"])
-        made._heads.load_state_dict(content["heads"])
+        made._heads = Heads(made._features.channels * content["groups"], made.num_classes)
+        made._heads.to(made._device).load_state_dict(content["heads"])
+        made._annotation_is_fitted = content["annotation_is_fitted"]
         made._samples = {key: Samples(*found) for key, found in content["samples"].items()}
         return made
 
-    def _new_heads(self, groups: int) -> Heads:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.seed)
-            heads = Heads(groups * self._features.channels, self.num_classes, self.width)
-        return heads.to(self._device)
+    def _training_data(self) -> Samples:
+        joined = join([*self._samples.values()])
+        return Samples(*(part.to(self._device) for part in joined))
 
     def _ready(self, image: Image) -> tuple[Picture, Heads]:
         if self._heads is None:
@@ -283,25 +289,25 @@ class ScribbleSegmenter:
             features = self._cache.get((picture.key, index))
             if features is None:
                 photos = as_photos(window_image(picture, window)).to(self._device)
-                levels = [self._features(photo[None], window.grid)[0] for photo in photos]
+                levels = [self._features(photo[None]) for photo in photos]
                 features = torch.cat(levels).clamp(-65504, 65504).half().cpu()
                 self._cache.put((picture.key, index), features)
             yield window, features
 
     @torch.no_grad()
-    def _class_logits(
+    def _class_scores(
         self, picture: Picture, heads: Heads
     ) -> Iterator[tuple[Window, Tensor]]:  # [number of labeled classes, h, w]
-        aggregate = Aggregation(picture.pixels.shape[2], self.sigma)
         for window, features in self._window_features(picture):
-            logits = _by_cell(heads.classes, heads, features)[self.labeled_classes]
-            yield window, aggregate(window_image(picture, window).to(self._device), logits)
+            scores = _by_cell(heads.classes, heads, features)[self.labeled_classes]
+            image = window_image(picture, window).to(self._device)
+            yield window, aggregate(image, scores, self.sigma)
 
 
 @torch.no_grad()
 def _by_cell(head: torch.nn.Module, heads: Heads, features: Tensor) -> Tensor:  # [K, h, w]
     parts = features.flatten(1).T.split(_CELLS_AT_ONCE)
-    logits = torch.cat([head(heads.normalize(part.to(heads.mean.device))) for part in parts])
+    logits = torch.cat([head(heads.normalize(part.to(heads.scale.device))) for part in parts])
     return logits.T.reshape(-1, *features.shape[1:]).contiguous()
 
 
