@@ -69,19 +69,19 @@ def folder_of(
 
 @pytest.fixture(autouse=True)
 def one_thread() -> None:
-    """Networks this small are slower on several threads."""
+    """Use one thread: networks this small are slower on several."""
     torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
 def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a data set of 5 training and 2 validation images; to be left as it is."""
+    """Return a data set of 5 training and 2 validation images; tests must not change it."""
     return write_shapes(tmp_path_factory.mktemp("data") / "shapes", 5, 2)
 
 
 @pytest.fixture
 def own_shapes(tmp_path: Path) -> Path:
-    """Return a data set of 3 images without split lists, to be spoilt by the test."""
+    """Return a data set of 3 images without split lists; a test may change it."""
     return write_shapes(tmp_path / "shapes", 3, 0)
 
 

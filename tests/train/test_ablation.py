@@ -1,4 +1,4 @@
-"""The ablation: which parts the variants have, what goes on and what is refused, the statistics."""
+"""The ablation: parts of each variant, continued and refused runs, statistics."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def test_ablation_goes_on_where_it_stopped(
 
 
 def test_runs_are_those_of_train(config: TrainConfig, tmp_path: Path) -> None:
-    """A run of the ablation gives what `blpseg train` with these settings and this seed gives."""
+    """A run of the ablation equals `blpseg train` with the same settings and seed."""
     found = ablate(config, [5], quiet=True)
     alone = replace(config, output=tmp_path / "alone", seed=5)
     last = train(alone, on_step=lambda step: None).scores

@@ -1,4 +1,4 @@
-"""The authors' checkpoints: what loads, what is refused, and that the logits are theirs."""
+"""The authors' checkpoints: which load, which are refused; the logits equal the authors'."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ State = dict[str, Tensor]
 
 
 def authors_state(classes: int = 21) -> State:
-    """A state dict of their names and shapes, with numbers that keep activations near 1."""
+    """Return a state dict with the authors' names and shapes; activations stay near 1."""
     rng = torch.Generator().manual_seed(0)
     state = {}
     for name, shape in KEYS.items():
@@ -51,7 +51,7 @@ def state() -> State:
 
 @pytest.fixture(scope="module")
 def file(state: State, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a file as the authors' program writes it."""
+    """Return a checkpoint as the authors' program saves it."""
     path = tmp_path_factory.mktemp("authors") / "voc.pth"
     wrapped = {f"module.{name}": tensor for name, tensor in state.items()}
     torch.save(wrapped | {"module.distance_prob": torch.zeros(1, 4, 4)}, path)
@@ -133,7 +133,7 @@ def head(state: State, name: str, x: Tensor) -> Tensor:
 
 
 def aggregated(state: State, images: Tensor, logits: Tensor) -> Tensor:
-    """LAM as published: a dense softmax, times a Gaussian, renormalized with 1e-7."""
+    """Compute LAM as published: a dense softmax, times a Gaussian, renormalized with 1e-7."""
     height, width = images.shape[2:]
     x = conv(state, "embed_proj.proj", F.pad(images, (0, -width % 4, 0, -height % 4)), stride=4)
     x = x - x.mean(1, keepdim=True)
@@ -151,7 +151,7 @@ def aggregated(state: State, images: Tensor, logits: Tensor) -> Tensor:
 
 
 def published(state: State, images: Tensor) -> tuple[Tensor, Tensor]:
-    """Class logits at full size, and annotation logits at stride 4."""
+    """Return class logits at full size and annotation logits at stride 4."""
     decoded = decoder(state, resnet(state, images))
     logits = aggregated(state, images, head(state, "seg_head", decoded))
     return resized(logits, images), head(state, "scribble_head", decoded)
@@ -170,7 +170,7 @@ def test_logits_are_the_authors(state: State, file: Path, size: tuple[int, int])
         mean, std = model.backbone.mean, model.backbone.std  # the model normalizes, as published
         scaled = images * std + mean
         ours, our_annotation = model(scaled), model.logits(scaled)[1]
-    assert 0.1 < logits.std() < 10  # a scale on which 1e-4 says something
+    assert 0.1 < logits.std() < 10  # the tolerance 1e-4 is small relative to this
     torch.testing.assert_close(ours.double(), logits, rtol=0, atol=1e-4)
     torch.testing.assert_close(our_annotation.double(), annotation, rtol=0, atol=1e-4)
 

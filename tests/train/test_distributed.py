@@ -1,4 +1,4 @@
-"""Training on two processes on the CPU: the losses of one, for the same global batch."""
+"""Training on two CPU processes equals training on one with the same global batch."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ if __name__ == "__main__":
 
 
 def launch(folder: Path, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    """`blpseg train` on two processes, which tell what threads they would end with."""
+    """Run `blpseg train` on two processes; each prints its number of gloo threads at the end."""
     program = folder / "launched.py"
     program.write_text(LAUNCHED)
     run = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
@@ -52,7 +52,7 @@ def launch(folder: Path, *arguments: str | Path) -> subprocess.CompletedProcess[
 
 
 def test_two_processes_get_the_losses_of_one(make_config: MakeConfig, tmp_path: Path) -> None:
-    """Losses, averaged gradients and running statistics, with self-training from the third on.
+    """Compare losses, averaged gradients and running statistics; self-training starts at the third.
 
     The learning rate is small, for AdamW makes full steps of gradients that are rounding alone.
     """
@@ -100,7 +100,7 @@ def test_processes_that_would_train_apart_are_refused(
     make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     PartialState(cpu=True)  # accelerate finds this process alone
-    monkeypatch.setenv("WORLD_SIZE", "2")  # but another was launched beside it
+    monkeypatch.setenv("WORLD_SIZE", "2")  # but two were launched
     config = make_config()
     with pytest.raises(UserError, match=r"device: expected 2 processes .* got 1; .*--device=cpu"):
         train(config)
@@ -108,7 +108,7 @@ def test_processes_that_would_train_apart_are_refused(
 
 
 class Processes:
-    """Stands for accelerate's state."""
+    """Replace accelerate's state."""
 
     def __init__(self, number: int, device: str) -> None:
         self.num_processes, self.device = number, torch.device(device)

@@ -1,4 +1,4 @@
-"""From an image to predictions: views, windows, and the averages of their logits."""
+"""Predictions of an image: views, windows, and the averages of their logits."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from blpseg.views import Views
 
 
 class Recorder(nn.Module):
-    """Stands in for a model: keeps what it sees, and answers with the means of its cells."""
+    """Replace a model: record the inputs and return the mean of each 4 x 4 cell."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -67,7 +67,7 @@ def test_scales_and_flips_are_what_the_model_sees(ramp: Tensor) -> None:
 
 
 def averaged(views: list[tuple[Tensor, bool]], size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """The published average, by `interpolate` at full size: [K, H, W] and [K + 1, H, W]."""
+    """Compute the published average with `interpolate` at full size: [K, H, W], [K + 1, H, W]."""
     totals = []
     for which in (0, 1):
         parts = []
@@ -117,7 +117,7 @@ def test_windows_change_nothing_of_a_model_that_looks_at_one_cell(
 
 
 def test_windows_count_alike_where_they_overlap(noise: Tensor) -> None:
-    """A model whose answer is the number of the call: a cell gets the mean of its windows'."""
+    """Each call returns its number as the logits; a cell gets the mean over its windows."""
 
     class Counter(Recorder):
         def logits(self, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -165,7 +165,7 @@ def test_views_out_of_range_are_refused(fields: dict[str, object], message: str)
 
 
 def test_windows_of_a_trained_model_agree_with_the_whole(checkpoint: Path, shapes: Path) -> None:
-    """Not exactly: a window's border is seen without its surroundings."""
+    """Labels may differ near window borders, where the network sees less context."""
     model = load_model(checkpoint).model
     image = ScribbleFolder(DataConfig(shapes))[0].image
     whole = predict_image(model, image)
@@ -203,8 +203,8 @@ print((peaks[1] - peaks[0]) / (800 * 1200 - 300 * 500))
 """
 
 
-def test_memory_grows_by_bytes_a_pixel_not_by_classes(tmp_path: Path) -> None:
-    """24 + 25 logits a pixel would be 196 bytes, and the network's own maps as much again."""
+def test_memory_per_pixel_does_not_grow_with_classes(tmp_path: Path) -> None:
+    """24 + 25 logits per pixel would take 196 bytes; the network's maps would double that."""
     done = subprocess.run(
         [sys.executable, "-c", _MEMORY, str(tmp_path)],
         capture_output=True,

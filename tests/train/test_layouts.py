@@ -27,7 +27,7 @@ IDS_459 = {name: 3 * i + 2 for i, name in enumerate(CONTEXT_CLASSES[1:])}
 
 
 class DataSet(NamedTuple):
-    """A data set of shapes in some layout."""
+    """Describe a data set of shapes in one layout."""
 
     config: DataConfig
     classes: int
@@ -56,7 +56,7 @@ def write_lists(folder: Path, **lists: list[str]) -> None:
 
 
 def xml_of(labels: np.ndarray, tags: list[str]) -> str:
-    """ScribbleSup's XML of the shapes' scribbles, which are rows of pixels."""
+    """Return the shapes' scribbles, rows of pixels, as ScribbleSup's XML."""
     height, width = labels.shape
     lines = [f"<annotation><size><width>{width}</width><height>{height}</height></size>"]
     for label, tag in enumerate(tags):
@@ -182,7 +182,7 @@ WRITERS: dict[str, Callable[[Path, Path], DataSet]] = {
 
 @pytest.fixture(params=WRITERS)
 def data_set(request: pytest.FixtureRequest, shapes: Path, tmp_path: Path) -> DataSet:
-    """Return a data set in each of the layouts, to be spoilt by the test."""
+    """Return a data set in each layout; a test may change it."""
     return WRITERS[request.param](shapes, tmp_path)
 
 

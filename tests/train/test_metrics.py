@@ -1,4 +1,4 @@
-"""Scores against what one counts by hand."""
+"""Scores equal counts made by hand."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def labels(*rows: list[int]) -> torch.Tensor:
 
 
 def nearest(points: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Distance of each pixel to the nearest of the points, by trying them all."""
+    """Return the distance of each pixel to the nearest point, by trying every point."""
     grid = np.stack(np.indices(shape), -1)[..., None, :]
     return np.sqrt(((grid - points) ** 2).sum(-1)).min(-1)
 
@@ -91,7 +91,7 @@ def test_accuracy_by_distance_bins_are_half_open() -> None:
 
 
 def eroded_band(region: np.ndarray, width: int) -> np.ndarray:
-    """A region less its erosion, 3 x 3 `width` times, as Boundary IoU's authors have it."""
+    """Return a region minus `width` 3 x 3 erosions of it, as Boundary IoU defines it."""
     inside = binary_erosion(np.pad(region, 1), np.ones((3, 3)), iterations=width)[1:-1, 1:-1]
     return region & ~inside
 

@@ -1,4 +1,4 @@
-"""The page of an evaluation: whole, self-contained, escaped, and true to the scores."""
+"""The evaluation page: valid, self-contained, escaped; its numbers equal the scores."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ VOID_TAGS = {"meta", "img", "br", "input", "link"}
 
 
 class Page(HTMLParser):
-    """Checks that tags match, and collects text, tags and addresses."""
+    """Check that tags match; collect text, tags and addresses."""
 
     def __init__(self, text: str) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Interrupted runs: whatever stops one, it continues to the same losses, bit for bit."""
+"""Interrupted runs: after any stop, a resumed run has the same losses, bit for bit."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ LOG = LogConfig(scalars_every=1, validate_every=3, save_every=1)
 
 
 def scalars(run: Path) -> dict[str, list[tuple[int, float]]]:
-    """All points that TensorBoard would show of what does not depend on time."""
+    """Return all TensorBoard points, except those that depend on time."""
     events = EventAccumulator(str(run / "tensorboard"))
     events.Reload()
     return {
@@ -47,7 +47,7 @@ def scalars(run: Path) -> dict[str, list[tuple[int, float]]]:
 
 
 def same(one: Any, other: Any) -> bool:
-    """Whether two checkpoints hold the same, bit for bit, leaving the configurations aside."""
+    """Return whether two checkpoints are equal bit for bit, except their configurations."""
     if isinstance(one, torch.Tensor):
         return torch.equal(one, other)
     if isinstance(one, dict):
@@ -68,7 +68,7 @@ def assert_same_run(run: Path, expected: Path) -> None:
 
 
 def run_until(config: TrainConfig, iteration: int, act: Callable[[], None]) -> None:
-    """Train, and act once so many iterations are done."""
+    """Train, and call `act` once after this many iterations."""
 
     def on_step(step: Step) -> None:
         if step.iteration == iteration:
@@ -145,7 +145,7 @@ def test_a_run_killed_at_random_times_gets_the_same_losses(
 def test_a_folder_whose_making_is_killed_anywhere_is_begun_anew(
     make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, begun: bool
 ) -> None:
-    """Whether it is the first, or follows one that was killed before it saved anything."""
+    """Start in a new folder, and in that of a run killed before its first checkpoint."""
 
     class Killed(BaseException):
         pass
@@ -198,7 +198,7 @@ def test_sigterm_saves_after_the_iteration(make_config: MakeConfig, uninterrupte
 def test_sigterm_to_the_loader_processes_too_loses_nothing(
     make_config: MakeConfig, uninterrupted: Path
 ) -> None:
-    """As batch systems signal a whole process group."""
+    """Signal the whole process group, as batch systems do."""
     config = make_config(optim=OPTIM, log=LOG, resume=True)
     config.data.workers = 2
 

@@ -35,7 +35,7 @@ def _measure(masks: list[np.ndarray], **options: Any) -> ScribbleStatistics:
 
 
 def _bias(found: ScribbleStatistics) -> float:
-    """Mean border distance of the background's scribbles over that of the background."""
+    """Return mean border distance of background scribbles / mean over the whole background."""
     return found.scribble[0].mean / found.region[0].mean
 
 

@@ -1,4 +1,4 @@
-"""Augmentation: images and targets move together, and what is outside is marked."""
+"""Augmentation: images and targets move together; pixels outside the image are ignored."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ MEAN = (0.485, 0.456, 0.406)
 
 
 def image_of(labels: torch.Tensor) -> tv_tensors.Image:
-    """An image [3, H, W] whose gray value is 20 times the label."""
+    """Return an image [3, H, W] whose gray value is 20 times the label."""
     return tv_tensors.Image((20 * labels).expand(3, -1, -1).contiguous())
 
 
 def checker(height: int, width: int, cell: int) -> tv_tensors.Mask:
-    """Labels [H, W] in square cells, each row of cells with labels of its own."""
+    """Return labels [H, W] in square cells: 2 * row + column of the cell."""
     rows = torch.arange(height)[:, None] // cell
     columns = torch.arange(width)[None] // cell
     return tv_tensors.Mask((2 * rows + columns).to(torch.uint8))
