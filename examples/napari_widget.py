@@ -18,6 +18,7 @@ import numpy as np
 import blpseg
 from blpseg.data.images import read_image
 from blpseg.data.shapes import UNLABELED
+from blpseg.draw.results import teaching_value
 from blpseg.errors import UserError
 
 if TYPE_CHECKING:
@@ -64,8 +65,7 @@ class LayerSegmenter:
     ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         """Train on the strokes of an image; label it, and other images by their names.
 
-        Returns per image its labels [H, W] uint8 from 1 on, and how unlikely strokes were so far
-        [H, W] float32.
+        Returns per image its labels [H, W] uint8 from 1 on, and `teaching_value`.
         """
         self._drawn[name] = pixels, scribbles
         drawn = [pair for pair in self._drawn.values() if (pair[1] != UNLABELED).any()]
@@ -77,13 +77,13 @@ class LayerSegmenter:
             self._segmenter.fit(*zip(*drawn, strict=True))
         else:
             self._segmenter.fit([pixels], [scribbles])
-        return {
-            key: (
-                self._segmenter.predict(image) + np.uint8(1),
-                1 - self._segmenter.annotation_probability(image),
-            )
-            for key, image in ({name: pixels} | others).items()
-        }
+        found = {}
+        for key, image in ({name: pixels} | others).items():
+            probabilities = self._segmenter.predict_proba(image)
+            annotation = self._segmenter.annotation_probability(image)
+            labels = probabilities.argmax(0).astype(np.uint8) + np.uint8(1)
+            found[key] = labels, teaching_value(probabilities, annotation)
+        return found
 
 
 def make_widget(viewer: napari.Viewer) -> FunctionGui:

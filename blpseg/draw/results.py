@@ -6,8 +6,10 @@ import gzip
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.ndimage import gaussian_filter
 
 _CLEARLY_UNSURE = 0.25  # an image that is nowhere as unsure stays dark
+_REGION = 60  # part of the longer side over which uncertainty is averaged
 _SMALL_SIDE = 160  # pixels: the label map of a thumbnail
 
 
@@ -58,11 +60,11 @@ def make_result(version: int, probability: np.ndarray, annotation: np.ndarray) -
 def teaching_value(probability: np.ndarray, annotation: np.ndarray) -> np.ndarray:
     """Compute where a scribble would teach most.
 
-    The value is uncertainty times annotation probability, divided by the larger of 0.25 and its
-    largest value in the image. Uncertainty is ``1 - (p1 - p2)``, p1 and p2 the two largest class
-    probabilities. People scribble inside of objects, not on borders. The annotation probability
-    keeps the value low on borders, where every segmentation is uncertain and a scribble teaches
-    little.
+    The value is the mean uncertainty around a pixel times one minus the annotation probability,
+    divided by the larger of 0.25 and its largest value in the image. Uncertainty is
+    ``1 - (p1 - p2)``, p1 and p2 the two largest class probabilities. Every border is uncertain in a
+    thin line, which the mean (Gaussian, sigma = longer side / 60) keeps low; regions stay high. The
+    annotation probability is high on pixels of the kinds that are scribbled already.
 
     Args:
         probability: Class probabilities [K, H, W] float32.
@@ -72,8 +74,9 @@ def teaching_value(probability: np.ndarray, annotation: np.ndarray) -> np.ndarra
         [H, W] float32, 0 to 1.
     """
     largest = np.partition(probability, -2, axis=0)[-2:]
-    uncertainty = 1 - (largest[1] - largest[0])
-    value = np.clip(uncertainty, 0, 1) * np.clip(annotation, 0, 1)
+    uncertainty = np.clip(1 - (largest[1] - largest[0]), 0, 1)
+    around = gaussian_filter(uncertainty, max(uncertainty.shape) / _REGION)
+    value = around * (1 - np.clip(annotation, 0, 1))
     return value / max(float(value.max()), _CLEARLY_UNSURE)
 
 

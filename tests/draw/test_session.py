@@ -177,10 +177,17 @@ def test_working_copies_of_large_images_keep_thin_lines(tmp_path: Path) -> None:
     assert np.abs(shrunk.mean((0, 1)) - many.mean((0, 1))).max() < 100
 
 
-def test_a_scribble_teaches_most_where_the_segmentation_is_unsure_and_people_scribble() -> None:
-    sure, unsure = [0.98, 0.01, 0.01], [0.45, 0.45, 0.1]
-    probability = np.array([[sure, unsure, unsure]], np.float32).transpose(2, 0, 1)
-    value = teaching_value(probability, np.array([[1, 1, 0.1]], np.float32))
-    np.testing.assert_allclose(value, [[0.03, 1, 0.1]], atol=1e-6)
-    calm = teaching_value(probability[..., :1], np.ones((1, 1), np.float32))
-    np.testing.assert_allclose(calm, [[0.03 / 0.25]], atol=1e-5)
+def test_a_scribble_teaches_most_in_unsure_regions_of_kinds_without_scribbles() -> None:
+    """A border is as unsure as the regions, but a pixel wide."""
+    sure, unsure = np.array([0.98, 0.01, 0.01]), np.array([0.45, 0.45, 0.1])
+    probability = np.tile(sure[:, None, None], (1, 60, 120)).astype(np.float32)
+    probability[:, :20] = unsure[:, None, None]  # two regions; the right one's kind is scribbled
+    probability[:, 50] = unsure[:, None]
+    annotation = np.zeros((60, 120), np.float32)
+    annotation[:, 60:] = 0.9
+    value = teaching_value(probability, annotation)
+    assert value.max() == 1 and value[10, 30] > 0.95
+    assert value[10, 90] == pytest.approx(0.1, abs=0.02)
+    assert 0.1 < value[50, 30] < 0.4 and value[35, 30] < 0.05
+    calm = teaching_value(probability[:, 30:40], np.zeros((10, 120), np.float32))
+    np.testing.assert_allclose(calm, 0.03 / 0.25, atol=1e-5)
