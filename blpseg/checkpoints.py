@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 
 from blpseg.config import ModelConfig
-from blpseg.errors import UserError
+from blpseg.errors import UserError, raise_problems
 from blpseg.files import write_whole
 from blpseg.hub import weights_cache
 from blpseg.model import BLPSeg
@@ -127,6 +127,58 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
             f"{path}: expected a checkpoint that `blpseg train` wrote, got a file of another kind"
         )
     return content
+
+
+def start_from(path: Path, model: BLPSeg, classes: Sequence[str]) -> str:
+    """Load a checkpoint's weights into the model of a new run.
+
+    Where the classes differ, the last layers of both heads keep the new model's fresh weights. So
+    does LAM's embedding if the checkpoint's model has no LAM.
+
+    Args:
+        path: A checkpoint of a run, an imported one, or another file of `model_content`.
+        model: The new model; it gets the checkpoint's weights and its scaling of images.
+        classes: Names of its K classes.
+
+    Returns:
+        A sentence that says what was loaded.
+
+    Raises:
+        UserError: The file is no checkpoint, or its model has other layers.
+    """
+    content = load_checkpoint(path)
+    ours, theirs = model.state_dict(), dict(content["model"])
+    same = list(classes) == list(content["classes"])
+    fresh = () if same else tuple(f"{head}.4." for head in ("seg_head", "annotation_head"))
+    if not any(name.startswith("lam.") for name in theirs):
+        fresh += ("lam.",)
+    loaded = {name for name in ours if not name.startswith(fresh)}
+    problems = [
+        f"{name}: {'no such tensor' if name not in theirs else list(theirs[name].shape)} in the "
+        f"checkpoint, {list(ours[name].shape)} in this run"
+        for name in sorted(loaded)
+        if name not in theirs or theirs[name].shape != ours[name].shape
+    ]
+    if problems:
+        saved = content["config"].get("model", {})
+        layers = ("backbone", "width", "embedding_dim", "lam")
+        options = " ".join(f"--model.{name}={saved[name]}" for name in layers if name in saved)
+        raise_problems(
+            f"{path}, as the start of a run with other layers (its own are {options})", problems
+        )
+    model.load_state_dict(ours | {name: theirs[name] for name in loaded})
+    model.backbone.set_normalization(normalization_in(content))
+    parts = {
+        "seg_head.4.": f"the last layers, for {len(classes)} classes in place of "
+        f"{len(content['classes'])}",
+        "lam.": "LAM's embedding",
+    }
+    new = [text for prefix, text in parts.items() if prefix in fresh and _has(ours, prefix)]
+    return f"Starts from {path}" + (f"; fresh: {' and '.join(new)}." if new else ".")
+
+
+def _has(state: dict[str, Any], prefix: str) -> bool:
+    return any(name.startswith(prefix) for name in state)
 
 
 def load_model(path: Path) -> Trained:

@@ -18,6 +18,8 @@ LayoutName = Literal[
 ]
 
 
+RegularizerName = Literal["none", "gated_crf", "soft_labels"]
+
 PER_RUN = frozenset({"overwrite", "resume", "seed"})  # an ablation sets these for each of its runs
 
 
@@ -46,6 +48,10 @@ class DataConfig:
 
     val_split: str | None = None
     """Part to validate on. null: the layout's, if it and masks exist (folder: val.txt)."""
+
+    train_labels: Literal["scribbles", "masks"] = "scribbles"
+    """What a run learns from. masks: full supervision, the ceiling that scribbles are compared
+    with; the training images need masks, and no scribbles."""
 
     scribbles: Path | None = field(default=None, metadata=_EVALUATION | _RESUMABLE)
     """Folder of the scribble files. null: the layout's."""
@@ -112,6 +118,13 @@ class ModelConfig:
 
     threshold: float = 0.9
     """Smallest class probability of a pseudo label."""
+
+    regularizer: RegularizerName = "none"
+    """A loss of another method on unlabeled pixels, to compare with or to add: gated_crf (Obukhov
+    et al. 2019) or soft_labels (Zhang and Boykov 2025)."""
+
+    regularizer_weight: float | None = None
+    """Factor of that loss. null: 0.1 for gated_crf, 0.3 for soft_labels."""
 
 
 @dataclass
@@ -217,11 +230,17 @@ class LogConfig:
     save_every: int = 1000
     """Iterations between two writes of last.pt; the last iteration is always saved."""
 
+    keep_every: int | None = None
+    """Iterations between two checkpoints that later ones do not replace, iteration-NUMBER.pt.
+    null: none."""
+
     def __post_init__(self) -> None:
         _at_least("log.scalars_every", self.scalars_every, 1)
         _at_least("log.validate_every", self.validate_every, 1)
         _at_least("log.preview_every", self.preview_every, 1)
         _at_least("log.save_every", self.save_every, 1)
+        if self.keep_every is not None:
+            _at_least("log.keep_every", self.keep_every, 1)
 
 
 @dataclass
@@ -250,6 +269,10 @@ class TrainConfig:
 
     log: LogConfig = field(default_factory=LogConfig, metadata=_RESUMABLE)
     """How often the run records and saves."""
+
+    init: Path | None = None
+    """Checkpoint whose weights the run starts from, instead of `model.pretrained`: of a run, or
+    imported. Where its classes are others, the last layers are fresh."""
 
     overwrite: bool = field(default=False, metadata=_RESUMABLE)
     """Replace an earlier run in the run folder; other files there are kept."""
@@ -295,6 +318,13 @@ def data_config(content: Mapping[str, Any]) -> DataConfig:
     """Make a `DataConfig` of plain data, as `TrainConfig.as_plain_data` gives it."""
     paths = {name: Path(content[name]) for name in ("root", "scribbles") if content.get(name)}
     return DataConfig(**{**content, **paths})
+
+
+def default_settings() -> dict[str, Any]:
+    """Map the dotted names of all settings that have a default to this default."""
+    config = TrainConfig(DataConfig(Path("data")), Path("output")).as_plain_data()
+    del config["output"], config["data"]["root"]
+    return {".".join(path): value for path, value in _flatten(config)}
 
 
 def evaluation_fields() -> list[Field[Any]]:

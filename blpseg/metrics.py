@@ -70,6 +70,15 @@ class Scores:
     images: int
     """Number of images."""
 
+    @property
+    def foreground_dice(self) -> float | None:
+        """Mean of Dice, 2 IoU / (1 + IoU), over the classes but the first, the background.
+
+        Each class's pixels are counted over the whole set, as for `iou`. None if no class occurs.
+        """
+        known = [iou for iou in [*self.iou.values()][1:] if iou is not None]
+        return sum(2 * iou / (1 + iou) for iou in known) / len(known) if known else None
+
     def as_plain_data(self) -> dict[str, Any]:
         """Convert to nested dicts and lists, e.g. for JSON."""
         return asdict(self)

@@ -16,17 +16,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import blpseg_ops
+from blpseg.config import RegularizerName
 from blpseg.pretrained import Normalization, create_backbone, normalization_of
+from blpseg.regularizers import REGULARIZERS
 
 STRIDES = (4, 8, 16, 32)
 
 
 class Losses(TypedDict):
-    """Result of :meth:`BLPSeg.losses`; the training loss is ``blp + annotation``."""
+    """Result of :meth:`BLPSeg.losses`; the training loss is the sum of the scalars."""
 
     blp: Tensor  # []
     annotation: Tensor  # []
     pseudo_labels: Tensor | None  # [N, H, W]; None without self-training
+    regularizer: Tensor | None  # [], with its weight; None without a regularizer
 
 
 class BLPSeg(nn.Module):
@@ -45,6 +48,9 @@ class BLPSeg(nn.Module):
         gamma: Exponent of the BLP weight; 0 gives partial cross entropy.
         unlabeled_weight: Weight of unlabeled pixels in the annotation loss.
         threshold: Smallest class probability of a pseudo label.
+        regularizer: A loss of another method on unlabeled pixels: "none", or a name in
+            :data:`blpseg.regularizers.REGULARIZERS`.
+        regularizer_weight: Its factor; None for its default.
         ignore_index: Target value of pixels that no loss counts.
         backend: Backend of LAM and the losses, as for :func:`blpseg_ops.lam`.
 
@@ -67,12 +73,19 @@ class BLPSeg(nn.Module):
         gamma: float = 2.0,
         unlabeled_weight: float = 0.02,
         threshold: float = 0.9,
+        regularizer: RegularizerName = "none",
+        regularizer_weight: float | None = None,
         ignore_index: int = 255,
         backend: str = "auto",
     ) -> None:
         super().__init__()
         if num_classes < 2:
             raise ValueError(f"BLPSeg: num_classes must be >= 2, got {num_classes}")
+        if regularizer != "none" and regularizer not in REGULARIZERS:
+            raise ValueError(
+                f"BLPSeg: regularizer must be none, {', '.join(REGULARIZERS)}, got {regularizer!r}"
+            )
+        self.regularizer, self.regularizer_weight = regularizer, regularizer_weight
         self.num_classes = num_classes
         self.gamma, self.unlabeled_weight = gamma, unlabeled_weight
         self.threshold, self.ignore_index = threshold, ignore_index
@@ -150,7 +163,7 @@ class BLPSeg(nn.Module):
 
         Returns:
             ``blp`` and ``annotation``, scalars; ``pseudo_labels`` [N, H, W], None without
-            self-training.
+            self-training; ``regularizer``, a scalar, None without one.
 
         Raises:
             TypeError, ValueError: See :func:`blpseg_ops.blp_objective`.
@@ -171,7 +184,17 @@ class BLPSeg(nn.Module):
             "blp": objective.blp_loss,
             "annotation": objective.annotation_loss,
             "pseudo_labels": objective.pseudo_labels,
+            "regularizer": self._regularize(seg, images, target),
         }
+
+    def _regularize(self, seg: Tensor, images: Tensor, target: Tensor) -> Tensor | None:
+        if self.regularizer == "none":
+            return None
+        loss, weight = REGULARIZERS[self.regularizer]
+        if self.regularizer_weight is not None:
+            weight = self.regularizer_weight
+        with torch.autocast(images.device.type, enabled=False):
+            return weight * loss(seg.float(), images, target)
 
 
 class Backbone(nn.Module):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,11 @@ import yaml
 from rich.console import Console
 
 from blpseg.ablation.results import Ablation, Run
-from blpseg.ablation.variants import BASELINE, VARIANTS, Variant
+from blpseg.ablation.variants import BASELINE, VARIANTS, Variant, choose_variants
 from blpseg.checkpoints import load_model
 from blpseg.config import PER_RUN, TrainConfig
+from blpseg.crf import require_crf
+from blpseg.crf_constants import CRF, DEEPLAB
 from blpseg.curves import distance_curves
 from blpseg.data.folder import ScribbleFolder
 from blpseg.devices import choose_device
@@ -31,27 +33,34 @@ _FINISHED = "finished.json"  # the last file that a run writes
 
 
 def ablate(
-    config: TrainConfig, seeds: Sequence[int] = (0, 1, 2), *, quiet: bool = False
+    config: TrainConfig,
+    seeds: Sequence[int] = (0, 1, 2),
+    variants: Iterable[str] = ("parts",),
+    *,
+    quiet: bool = False,
 ) -> Ablation:
-    """Train every variant with every seed, score the runs, and write a table and curves.
+    """Train variants with every seed, score the runs, and write scores and curves.
 
     Call it again after an interruption: finished runs are kept, the unfinished run is resumed.
-    Seeds can be added later, or at the same time by another process. It writes to `config.output`:
-    ``ablation.yaml``, the settings; ``runs/VARIANT/SEED``, a run folder per run; and at the end
-    ``ablation.json`` and ``ablation.png``.
+    Seeds and variants can be added later, or at the same time by another process. It writes to
+    `config.output`: ``ablation.yaml``, the settings; ``runs/VARIANT/SEED``, a run folder per run;
+    and after every run ``ablation.json`` and ``ablation.png``, of all runs that are finished.
 
     Args:
         config: The run with all parts. Its seed, overwrite and resume are ignored.
         seeds: Seeds of the initial weights, the order of the images and the augmentation.
+        variants: Names of variants, see `choose_variants`. The baseline is always among them.
         quiet: Show no progress.
 
     Returns:
-        All runs with these seeds.
+        All finished runs in the folder, those of earlier calls too.
 
     Raises:
-        UserError: Before any training: the configuration lacks a part under test, there are no
-            images with masks to score on, or the output folder has other content.
+        UserError: Before any training: there is no such variant, the configuration lacks a part
+            under test, there are no images with masks to score on, or the output folder has other
+            content.
     """
+    chosen = choose_variants(variants)
     if not seeds or len(set(seeds)) < len(seeds):
         raise UserError(f"seeds: expected different numbers, at least one; got {list(seeds)}")
     training, validation = open_data(config.data, quiet)
@@ -60,36 +69,49 @@ def ablate(
             f"{config.data.root}: expected masks and a list of images to score on; add masks/ and "
             "splits/val.txt, or name the list with data.val_split"
         )
+    if any(variant.crf for variant in chosen):
+        require_crf()
     _check_parts(config, config.optim.total_iterations(len(training)))
     settings = _settings(config)
     _claim(config.output, settings)
 
-    def run_of(variant: Variant, seed: int) -> TrainConfig:
-        folder = config.output / "runs" / variant.folder / str(seed)
-        return replace(variant.of(config), output=folder, seed=seed, overwrite=False, resume=True)
-
-    configs = {(variant, seed): run_of(variant, seed) for seed in seeds for variant in VARIANTS}
-    unfinished = {
-        f"{variant.name}, seed {seed}": run
-        for (variant, seed), run in configs.items()
-        if not (run.output / _FINISHED).exists()
+    runs = [(variant, seed) for seed in seeds for variant in chosen]
+    configs = {
+        f"{variant.name}, seed {seed}": replace(
+            variant.of(config),
+            output=_folder(config, variant, seed),
+            seed=seed,
+            overwrite=False,
+            resume=True,
+        )
+        for variant, seed in runs
+        if not variant.crf and not _finished(config, variant, seed).exists()
     }
-    train_all(
-        unfinished,
-        Console(stderr=True, quiet=quiet),
-        lambda name, trained: _finish(unfinished[name], trained, validation),
-    )
-    ablation = Ablation(
-        settings,
-        {
-            variant.name: [_read(configs[variant, seed].output, seed) for seed in seeds]
-            for variant in VARIANTS
-        },
-    )
-    write_json(config.output / _RESULT, ablation.as_plain_data())
-    curves = {name: [run.scores for run in runs] for name, runs in ablation.runs.items()}
-    distance_curves(curves, BASELINE.name).savefig(config.output / _CHART, dpi=120)
-    return ablation
+
+    def finish(name: str, trained: TrainResult) -> None:
+        run = configs[name]
+        _score(run.output, trained.last, run, trained.seconds, validation)
+        _write_results(config.output, settings)
+
+    train_all(configs, Console(stderr=True, quiet=quiet), finish)
+    for variant, seed in runs:
+        if variant.crf and not _finished(config, variant, seed).exists():
+            network = _folder(config, variant.trained, seed) / "last.pt"
+            run = replace(config, seed=seed)
+            _score(_folder(config, variant, seed), network, run, 0.0, validation, crf=DEEPLAB)
+    return _write_results(config.output, settings)
+
+
+def read_ablation(folder: Path, settings: dict[str, Any]) -> Ablation:
+    """Read all finished runs in the folder of an ablation."""
+    runs = {
+        variant.name: [
+            _read(path) for path in (folder / "runs" / variant.folder).glob(f"*/{_FINISHED}")
+        ]
+        for variant in VARIANTS
+    }
+    by_seed = {name: sorted(found, key=lambda run: run.seed) for name, found in runs.items()}
+    return Ablation(settings, {name: found for name, found in by_seed.items() if found})
 
 
 def _check_parts(config: TrainConfig, iterations: int) -> None:
@@ -134,13 +156,44 @@ def _claim(folder: Path, settings: dict[str, Any]) -> None:
     path.write_text(yaml.safe_dump(settings, sort_keys=False))
 
 
-def _finish(config: TrainConfig, trained: TrainResult, validation: ScribbleFolder) -> None:
+def _folder(config: TrainConfig, variant: Variant, seed: int) -> Path:
+    return config.output / "runs" / variant.folder / str(seed)
+
+
+def _finished(config: TrainConfig, variant: Variant, seed: int) -> Path:
+    return _folder(config, variant, seed) / _FINISHED
+
+
+def _score(
+    folder: Path,
+    checkpoint: Path,
+    config: TrainConfig,
+    seconds: float,
+    validation: ScribbleFolder,
+    *,
+    crf: CRF | None = None,
+) -> None:
     """Score a run's last checkpoint with all metrics; the file of the scores marks it finished."""
-    model = load_model(trained.last).model.to(choose_device(config.device))
-    run = Run(config.seed, round(trained.seconds, 1), score_model(model, validation))
-    write_json(config.output / _FINISHED, asdict(run))
+    model = load_model(checkpoint).model.to(choose_device(config.device))
+    run = Run(config.seed, round(seconds, 1), score_model(model, validation, crf=crf))
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / _FINISHED, asdict(run))
 
 
-def _read(folder: Path, seed: int) -> Run:
-    content = json.loads((folder / _FINISHED).read_text())
-    return Run(seed, content["seconds"], Scores.from_plain_data(content["scores"]))
+def _write_results(folder: Path, settings: dict[str, Any]) -> Ablation:
+    ablation = read_ablation(folder, settings)
+    write_json(folder / _RESULT, ablation.as_plain_data())
+    # Gains need the baseline's run of the same seed: draw the seeds that all variants have.
+    seeds = set.intersection(*({run.seed for run in runs} for runs in ablation.runs.values()))
+    if BASELINE.name in ablation.runs and seeds:
+        curves = {
+            name: [run.scores for run in runs if run.seed in seeds]
+            for name, runs in ablation.runs.items()
+        }
+        distance_curves(curves, BASELINE.name).savefig(folder / _CHART, dpi=120)
+    return ablation
+
+
+def _read(path: Path) -> Run:
+    content = json.loads(path.read_text())
+    return Run(content["seed"], content["seconds"], Scores.from_plain_data(content["scores"]))

@@ -71,6 +71,7 @@ class ScribbleFolder(Dataset[Sample]):
         check: bool = True,
     ) -> None:
         self.root = config.root
+        self.labels = labels
         layout = LAYOUTS[config.layout]
         self.classes = layout.classes(self.root)
         self._scribble_formats = layout.scribble_formats(self.classes, config)
@@ -101,7 +102,7 @@ class ScribbleFolder(Dataset[Sample]):
         if files.mask is not None:
             formats = self._mask_formats[files.mask.suffix.lower()]
             mask = tv_tensors.Mask(torch.from_numpy(formats.load(files.mask)))
-        present = _classes_in(target, len(self.classes))
+        present = classes_in(target, len(self.classes))
         return Sample(files.name, image, tv_tensors.Mask(target), present, mask)
 
     def problems(self, *, quiet: bool = False) -> list[list[str]]:
@@ -167,7 +168,8 @@ def choose_evaluation_split(config: DataConfig) -> str | None:
     return layout.val_split if layout.has_split(config.root, layout.val_split) else None
 
 
-def _classes_in(target: Tensor, num_classes: int) -> Tensor:
+def classes_in(target: Tensor, num_classes: int) -> Tensor:
+    """Return which classes [K] bool are among the labels [H, W], and class 0."""
     counts = torch.bincount(target.flatten(), minlength=256)[:num_classes]
     counts[0] = 1
     return counts > 0

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from blpseg.config import AugmentConfig
-from blpseg.data.folder import ScribbleFolder
+from blpseg.data.folder import ScribbleFolder, classes_in
 from blpseg.data.transforms import augment
 
 
@@ -31,7 +31,7 @@ class TrainingStream(Dataset[Batch]):
     processes, the batch size and the position of the first read do not change it.
 
     Args:
-        samples: The training images.
+        samples: The training images. Opened with labels="masks", their masks are the target.
         config: The augmentation.
         length: Number of crops; it may exceed the number of images.
         seed: Seed of the order and of the augmentation.
@@ -58,12 +58,13 @@ class TrainingStream(Dataset[Batch]):
         epoch, rank = divmod(position, len(self.samples))
         order = np.random.default_rng((self.seed, 0, epoch)).permutation(len(self.samples))
         sample = self.samples[int(order[rank])]
+        labels, present = sample.target, sample.class_present
+        if self.samples.labels == "masks":
+            labels, present = sample.mask, classes_in(sample.mask, len(self.samples.classes))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed(self.seed, 1, position))
-            image, target = self._augment(sample.image, sample.target)
-        return Batch(
-            image.as_subclass(Tensor), target.as_subclass(Tensor), sample.class_present, sample.name
-        )
+            image, target = self._augment(sample.image, labels)
+        return Batch(image.as_subclass(Tensor), target.as_subclass(Tensor), present, sample.name)
 
 
 def derive_seed(*key: int) -> int:

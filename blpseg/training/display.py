@@ -46,6 +46,9 @@ class Step(NamedTuple):
     miou: float | None
     """mIoU on the validation images; None if no validation followed this iteration."""
 
+    regularizer: float = 0.0
+    """The regularizer's loss, with its weight; 0 without one."""
+
 
 def progress_bars(console: Console) -> Progress:
     """Make progress bars of training runs; each task needs a field `detail`, a text at its end."""
@@ -84,13 +87,21 @@ class Display:
     def __exit__(self, *_: Any) -> None:
         self._progress.stop()
 
-    def announce(self, self_training_start: int | None, validations: tuple[int, int]) -> None:
-        """Say when self-training starts, or that the run ends before.
+    def announce(
+        self,
+        start: str | None,
+        self_training_start: int | None,
+        validations: tuple[int, int],
+    ) -> None:
+        """Say what the run starts from, and when self-training starts or that the run ends before.
 
         Args:
+            start: What the weights come from, in a sentence; None: from `model.pretrained`.
             self_training_start: Its first iteration; None: the run has no self-training.
             validations: The number of validations to come, and the images of each.
         """
+        if start is not None:
+            self._print(start)
         count, images = validations
         if count:
             several = "s" if count > 1 else ""

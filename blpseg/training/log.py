@@ -7,10 +7,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
+import blpseg_ops
 from blpseg.data.folder import Sample, ScribbleFolder
 from blpseg.inference import predict_image
 from blpseg.memory import peak_memory
@@ -19,6 +21,7 @@ from blpseg.pictures import comparison_sheet
 from blpseg.training.display import Step
 
 _PREVIEW_IMAGES = 3
+_PSEUDO_LABELS = ("pseudo labels", "annotation head's")
 
 
 class RunLog:
@@ -51,6 +54,7 @@ class RunLog:
         scalars = {
             "loss/blp": step.blp,
             "loss/annotation": step.annotation,
+            "loss/regularizer": step.regularizer,
             "training/learning_rate": step.learning_rate,
             "training/images_per_second": step.images_per_second,
             "training/peak_memory_MiB": peak_memory(device) / 2**20,
@@ -74,6 +78,35 @@ class RunLog:
             images.classes,
         )
         self._writer.add_image("preview", sheet, iteration, dataformats="HWC")
+
+    def add_pseudo_labels(self, model: BLPSeg, images: ScribbleFolder, iteration: int) -> None:
+        """Record the pseudo labels that both heads give the first few training images.
+
+        Those of the class head are the target in self-training. Those of the annotation head, over
+        its K classes without "unlabeled", show what it takes the pixels for. Pixels below the
+        threshold are ivory.
+        """
+        samples: list[Sample] = [images[i] for i in range(min(_PREVIEW_IMAGES, len(images)))]
+        device = next(model.parameters()).device
+        columns: dict[str, list[np.ndarray]] = {title: [] for title in _PSEUDO_LABELS}
+        annotation = []
+        for sample in samples:
+            batch = sample.image.as_subclass(Tensor)[None].to(device) / 255
+            with evaluation_mode(model), torch.no_grad():
+                heads = model.logits(batch)
+            for title, logits in zip(columns, heads, strict=True):
+                labels = blpseg_ops.pseudo_labels(
+                    logits[:, : model.num_classes].float().contiguous(),
+                    sample.target.as_subclass(Tensor)[None].to(device),
+                    sample.class_present[None].to(device),
+                    threshold=model.threshold,
+                    ignore_index=model.ignore_index,
+                )
+                columns[title].append(labels[0].cpu().numpy())
+            unlabeled = heads[1].softmax(1)[0, -1].cpu().numpy()
+            annotation.append(1 - unlabeled)
+        sheet = comparison_sheet(samples, columns, annotation, images.classes)
+        self._writer.add_image("pseudo labels", sheet, iteration, dataformats="HWC")
 
 
 @contextmanager

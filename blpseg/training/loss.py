@@ -11,7 +11,7 @@ from blpseg.training.distributed import rescale_annotation_loss
 
 
 class TrainingLosses(nn.Module):
-    """Compute both losses of a batch; the training loss is their sum.
+    """Compute the losses of a batch; the training loss is their sum.
 
     Args:
         model: The network.
@@ -21,8 +21,8 @@ class TrainingLosses(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, batch: Batch, self_training: bool) -> Tensor:  # [2]: blp, annotation
-        """Return the BLP loss and the annotation loss of this process's part of the batch."""
+    def forward(self, batch: Batch, self_training: bool) -> Tensor:  # [3]
+        """Return the BLP, annotation and regularizer losses of this process's part of the batch."""
         model = self.model
         losses = model.losses(
             batch.image, batch.target, batch.class_present, self_training=self_training
@@ -34,4 +34,7 @@ class TrainingLosses(nn.Module):
             model.unlabeled_weight,
             model.ignore_index,
         )
-        return torch.stack([losses["blp"], annotation])
+        regularizer = losses["regularizer"]
+        if regularizer is None:
+            regularizer = torch.zeros_like(annotation)
+        return torch.stack([losses["blp"], annotation, regularizer])

@@ -8,7 +8,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
-from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,6 +25,7 @@ from blpseg.checkpoints import (
     model_content,
     normalization_in,
     save_checkpoint,
+    start_from,
 )
 from blpseg.config import DataConfig, OptimConfig, TrainConfig
 from blpseg.data.folder import Sample, ScribbleFolder, choose_splits
@@ -94,7 +94,9 @@ def train(config: TrainConfig, *, on_step: Callable[[Step], None] | None = None)
     display = Display(run.iteration, run.iterations) if shown else nullcontext()
     with display, StopRequest() as stop:
         if shown:
-            display.announce(config.optim.self_training_start(run.iterations), run.validations())
+            display.announce(
+                run.start, config.optim.self_training_start(run.iterations), run.validations()
+            )
             return run.train(display.on_step, display.progress, stop)
         return run.train(on_step or (lambda step: None), iter, stop)
 
@@ -102,7 +104,7 @@ def train(config: TrainConfig, *, on_step: Callable[[Step], None] | None = None)
 def open_data(config: DataConfig, quiet: bool) -> tuple[ScribbleFolder, ScribbleFolder | None]:
     """Open the training images and, if the data set has them, the validation images."""
     train_split, val_split = choose_splits(config)
-    samples = ScribbleFolder(config, train_split, quiet=quiet)
+    samples = ScribbleFolder(config, train_split, labels=config.train_labels, quiet=quiet)
     if val_split is None:
         return samples, None
     return samples, ScribbleFolder(config, val_split, labels="masks", quiet=quiet)
@@ -132,8 +134,11 @@ class TrainingRun:
         self.iterations = config.optim.total_iterations(len(self.samples))
         self.self_training_start = config.optim.self_training_start(self.iterations)
         set_seed(config.seed)
-        network = config.model if saved is None else replace(config.model, pretrained=False)
-        model = build_model(network, len(self.classes))
+        pretrained = None if saved is None and config.init is None else False
+        model = build_model(config.model, len(self.classes), pretrained=pretrained)
+        self.start: str | None = None  # what the weights come from, in a sentence
+        if saved is None and config.init is not None:
+            self.start = start_from(config.init, model, self.classes)
         self.model = synchronize(model, accelerator.state)
         optimizer, self.schedule = _optimizer(self.model, config.optim, self.iterations)
         losses = TrainingLosses(self.model).train()
@@ -177,7 +182,7 @@ class TrainingRun:
             speed = _Speed(batch_size)
             for batch in self._loader():
                 learning_rate = self.schedule.get_last_lr()[0]
-                blp, annotation, stopping = self._step(batch, stop)
+                blp, annotation, regularizer, stopping = self._step(batch, stop)
                 images_per_second = speed.tick()
                 miou = None
                 if self._due(schedule.validate_every) and not stopping:
@@ -193,11 +198,14 @@ class TrainingRun:
                     learning_rate,
                     images_per_second,
                     miou,
+                    regularizer,
                 )
                 if self._due(schedule.scalars_every) and self.log is not None:
                     self.log.add_scalars(step, self.accelerator.device)
                 if self._due(schedule.save_every) or stopping:
                     self._save(self.folder.last)
+                if schedule.keep_every is not None and self.iteration % schedule.keep_every == 0:
+                    self._save(self.folder.numbered(self.iteration))
                 if self.accelerator.is_main_process:
                     on_step(step)
                 if stopping:
@@ -232,8 +240,8 @@ class TrainingRun:
             worker_init_fn=ignore_sigterm,
         )
 
-    def _step(self, batch: Batch, stop: StopRequest) -> tuple[float, float, bool]:
-        """Learn from one batch; return both losses, and whether any process was asked to stop."""
+    def _step(self, batch: Batch, stop: StopRequest) -> tuple[float, float, float, bool]:
+        """Learn from one batch; return its losses, and whether any process was asked to stop."""
         start = self.self_training_start
         self_training = start is not None and self.iteration >= start
         # Random numbers of an iteration depend only on its index, so that a resumed run repeats
@@ -243,19 +251,20 @@ class TrainingRun:
         batch = send_to_device(batch, self.accelerator.device, non_blocking=True)
         losses = self.losses(batch, self_training)
         report = torch.cat([losses.detach(), losses.new_tensor([stop.requested])])
-        blp, annotation, stopping = self.accelerator.reduce(report, "mean").tolist()
-        if not math.isfinite(blp + annotation):
+        blp, annotation, regularizer, stopping = self.accelerator.reduce(report, "mean").tolist()
+        if not math.isfinite(blp + annotation + regularizer):
             raise UserError(
                 f"iteration {self.iteration + 1} of {self.iterations}: the loss is not finite (blp "
-                f"{blp}, annotation {annotation}); lower optim.learning_rate, or check the images "
-                f"of the batch: {', '.join(gather_object(names))}"
+                f"{blp}, annotation {annotation}, regularizer {regularizer}); lower "
+                "optim.learning_rate, or check the images of the batch: "
+                f"{', '.join(gather_object(names))}"
             )
         self.optimizer.zero_grad()
         self.accelerator.backward(losses.sum())
         self.optimizer.step()
         self.schedule.step()
         self.iteration += 1
-        return blp, annotation, stopping > 0
+        return blp, annotation, regularizer, stopping > 0
 
     def _due(self, every: int) -> bool:
         return self.iteration % every == 0 or self.iteration == self.iterations
@@ -285,6 +294,8 @@ class TrainingRun:
     def _add_preview(self) -> None:
         if self.log is not None:
             self.log.add_preview(self.model, self.validation or self.samples, self.iteration)
+            if self.self_training_start is not None:
+                self.log.add_pseudo_labels(self.model, self.samples, self.iteration)
 
     def _save(self, path: Path) -> None:
         if self.log is None:

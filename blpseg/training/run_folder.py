@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from blpseg.checkpoints import load_checkpoint
-from blpseg.config import TrainConfig, fixed_settings
+from blpseg.config import TrainConfig, default_settings, fixed_settings
 from blpseg.errors import UserError, raise_problems
 from blpseg.files import temporary_path, write_json, write_whole
 from blpseg.metrics import Scores
@@ -95,12 +95,17 @@ class RunFolder:
         """
         if not keep:
             points = self.tensorboard.glob("events.out.tfevents.*")
-            for old in (self.last, self.best, self.scores, *points):
+            kept = self.path.glob("iteration-*.pt")
+            for old in (self.last, self.best, self.scores, *kept, *points):
                 old.unlink(missing_ok=True)
         self.path.mkdir(parents=True, exist_ok=True)
         # Written last, over an older one: a folder without config.yaml does not count as a run.
         text = yaml.safe_dump(config.as_plain_data(), sort_keys=False)
         write_whole(self.config, lambda file: file.write(text.encode()))
+
+    def numbered(self, iteration: int) -> Path:
+        """Return the checkpoint of an iteration that later ones do not replace."""
+        return self.path / f"iteration-{iteration:06}.pt"
 
     def write_scores(self, scores: Scores) -> None:
         """Write the scores of the last iteration."""
@@ -124,6 +129,8 @@ def check_same(where: Path, saved: dict[str, Any], requested: dict[str, Any]) ->
         UserError: Settings that the result depends on differ; it names them.
     """
     before, now = dict(fixed_settings(saved)), dict(fixed_settings(requested))
+    # A setting that the saved configuration lacks is newer: the run used today's default.
+    before = {name: value for name, value in default_settings().items() if name in now} | before
     raise_problems(
         f"{where}, the saved configuration; a run resumes with the same one (--overwrite starts "
         "anew)",

@@ -13,8 +13,21 @@ import pytest
 import yaml
 from PIL import Image
 
-from blpseg.ablation import BASELINE, VARIANTS, Ablation, Run, Spread, ablate, ablation_table
+from blpseg.ablation import (
+    BASELINE,
+    CEILING,
+    PARTS,
+    PEERS,
+    VARIANTS,
+    Ablation,
+    Run,
+    Spread,
+    ablate,
+    ablation_table,
+)
+from blpseg.ablation.results import SCORES
 from blpseg.ablation.run import _claim, _settings
+from blpseg.ablation.variants import choose_variants
 from blpseg.cli import main
 from blpseg.config import ModelConfig, OptimConfig, TrainConfig
 from blpseg.curves import distance_curves
@@ -40,7 +53,7 @@ def scores(miou: float | None, accuracies: tuple[float | None, ...] = ()) -> Sco
 
 def test_variants_switch_parts_on_one_by_one(config: TrainConfig) -> None:
     switched = {}
-    for variant in VARIANTS:
+    for variant in PARTS:
         found = variant.of(config)
         switched[variant.name] = (
             found.model.lam,
@@ -57,8 +70,57 @@ def test_variants_switch_parts_on_one_by_one(config: TrainConfig) -> None:
         "LAM + BLP": (True, 2, None),
         "LAM + BLP + self-training": (True, 2, 1),
     }
-    assert VARIANTS[-1].of(config) == config
-    assert len({variant.folder for variant in VARIANTS}) == 5
+    assert PARTS[-1].of(config) == config
+    assert len({variant.folder for variant in VARIANTS}) == len(VARIANTS)
+
+
+def test_peers_and_the_ceiling_differ_from_the_baseline_in_one_thing(config: TrainConfig) -> None:
+    baseline = BASELINE.of(config)
+    full = CEILING.of(config)
+    assert full.data.train_labels == "masks"
+    assert replace(full, data=baseline.data) == baseline
+    crf, gated, soft = PEERS[:3]
+    assert crf.crf and crf.trained is BASELINE and PEERS[3].trained is PARTS[3]
+    assert [peer.of(config).model.regularizer for peer in (crf, gated, soft)] == [
+        "none",
+        "gated_crf",
+        "soft_labels",
+    ]
+    for peer in (gated, soft):
+        found = peer.of(config)
+        assert replace(found, model=replace(found.model, regularizer="none")) == baseline
+
+
+def test_variants_are_chosen_by_name() -> None:
+    assert choose_variants(["parts"]) == list(PARTS) and choose_variants(["all"]) == list(VARIANTS)
+    found = choose_variants(["lam+blp+dense-crf", "full-supervision"])
+    assert [variant.folder for variant in found] == [
+        "partial-cross-entropy",
+        "lam+blp",
+        "lam+blp+dense-crf",
+        "full-supervision",
+    ]
+    for names in (["lamb"], []):
+        with pytest.raises(UserError, match="variants: expected some of partial-cross-entropy, "):
+            choose_variants(names)
+
+
+def test_peers_are_added_to_an_ablation(config: TrainConfig) -> None:
+    """Runs of earlier calls stay in the results; the ceiling learns from masks."""
+    pytest.importorskip("pydensecrf")
+    ablate(config, [3], ["lam"], quiet=True)
+    found = ablate(config, [4], ["dense-crf", "full-supervision"], quiet=True)
+    seeds = {name: [run.seed for run in runs] for name, runs in found.runs.items()}
+    assert seeds == {
+        "partial cross entropy": [3, 4],
+        "LAM": [3],
+        "dense CRF": [4],
+        "full supervision": [4],
+    }
+    written = json.loads((config.output / "ablation.json").read_text())
+    assert written == found.as_plain_data()
+    assert found.gap_closed(CEILING.name, SCORES["boundary_miou"]) in ((1.0, None), None)
+    assert not (config.output / "runs" / "dense-crf" / "4" / "last.pt").exists()
 
 
 def test_ablation_goes_on_where_it_stopped(
@@ -75,7 +137,8 @@ def test_ablation_goes_on_where_it_stopped(
     monkeypatch.setattr(series, "train", stop_after_7)
     with pytest.raises(KeyboardInterrupt):
         ablate(config, [3, 4], quiet=True)
-    assert not (config.output / "ablation.json").exists()
+    stopped = json.loads((config.output / "ablation.json").read_text())["variants"]
+    assert sum(len(variant["runs"]) for variant in stopped.values()) == 7
     finished = {path: path.read_bytes() for path in config.output.glob("runs/*/*/finished.json")}
     assert len(finished) == 7
 
@@ -86,7 +149,7 @@ def test_ablation_goes_on_where_it_stopped(
     assert len(trained) == 10
     assert all(path.read_bytes() == content for path, content in finished.items())
     written = json.loads((config.output / "ablation.json").read_text())
-    assert list(written["variants"]) == [variant.name for variant in VARIANTS]
+    assert list(written["variants"]) == [variant.name for variant in PARTS]
     assert written == found.as_plain_data()
     for name, variant in written["variants"].items():
         assert [run["seed"] for run in variant["runs"]] == [3, 4]
@@ -97,7 +160,7 @@ def test_ablation_goes_on_where_it_stopped(
     picture = np.asarray(Image.open(config.output / "ablation.png"))
     assert picture.std() > 10
 
-    assert ablate(config, [4], quiet=True).runs["LAM"] == found.runs["LAM"][1:]
+    assert ablate(config, [4], quiet=True).runs == found.runs
     assert len(trained) == 10, "a finished run was made again"
 
 
@@ -164,10 +227,23 @@ def test_gains_are_taken_seed_by_seed() -> None:
             for seed, (miou, gain) in enumerate(zip(base, (0.01, 0.02, 0.03), strict=True))
         ],
     }
-    found = Ablation({}, runs)
-    assert found.gain("LAM") == pytest.approx((0.02, 0.01))
-    assert found.miou("LAM") == pytest.approx((0.42, statistics.stdev([0.21, 0.42, 0.63])))
-    assert found.gain("LAM").percent(signed=True) == "+2.0 ± 1.0"
+    found, miou = Ablation({}, runs), SCORES["miou"]
+    assert found.gain("LAM", miou) == pytest.approx((0.02, 0.01))
+    assert found.mean("LAM", miou) == pytest.approx((0.42, statistics.stdev([0.21, 0.42, 0.63])))
+    assert found.gain("LAM", miou).percent(signed=True) == "+2.0 ± 1.0"
+    assert found.gap_closed("LAM", miou) is None
+
+
+def test_the_gap_is_that_of_the_seeds_with_full_supervision() -> None:
+    runs = {
+        BASELINE.name: [Run(0, 1.0, scores(0.2)), Run(1, 1.0, scores(0.4))],
+        "LAM": [Run(0, 1.0, scores(0.3)), Run(1, 1.0, scores(0.9))],
+        CEILING.name: [Run(0, 1.0, scores(0.6))],
+    }
+    found, miou = Ablation({}, runs), SCORES["miou"]
+    assert found.gap_closed("LAM", miou) == pytest.approx((0.25, None))
+    assert found.share_of_full("LAM", miou) == pytest.approx((0.5, None))
+    assert found.gap_closed(CEILING.name, miou) == (1.0, None)
 
 
 def test_spread_of_few_values() -> None:
@@ -206,7 +282,7 @@ def test_ablate_from_the_command_line(
     shown = capsys.readouterr().out
     written = json.loads((config.output / "ablation.json").read_text())
     assert written["settings"]["optim"]["iterations"] == 3
-    assert "1 seed, in %" in shown and "LAM + BLP + self-training" in shown
+    assert "mean and deviation, in %" in shown and "LAM + BLP + self-training" in shown
     assert f"{100 * written['variants']['LAM']['miou']['mean']:.1f}" in shown
     assert main(["ablate", str(path), "--seeds=[1]"]) == 2
     assert "optim.iterations: 3 saved, 2 requested" in capsys.readouterr().err

@@ -77,8 +77,8 @@ def test_a_backbone_of_one_stride_is_refused() -> None:
 def test_losses_reach_every_parameter(small: BLPSeg) -> None:
     small.train().zero_grad()
     losses = small.losses(*_batch())
-    assert set(losses) == {"blp", "annotation", "pseudo_labels"}
-    assert losses["pseudo_labels"] is None
+    assert set(losses) == {"blp", "annotation", "pseudo_labels", "regularizer"}
+    assert losses["pseudo_labels"] is None and losses["regularizer"] is None
     (losses["blp"] + losses["annotation"]).backward()
     for name, parameter in small.named_parameters():
         assert parameter.grad is not None, name
