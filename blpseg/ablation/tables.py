@@ -18,6 +18,7 @@ def ablation_table(ablation: Ablation) -> Table:
     if CEILING.name in ablation.runs:
         columns.append("gap closed")
     table = Table("", "seeds", box=box.SIMPLE_HEAD, title="mean and deviation, in %")
+    table.columns[0].no_wrap = True
     for name in columns:
         table.add_column(name, justify="right")
     miou = SCORES["miou"]

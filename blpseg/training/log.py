@@ -54,11 +54,12 @@ class RunLog:
         scalars = {
             "loss/blp": step.blp,
             "loss/annotation": step.annotation,
-            "loss/regularizer": step.regularizer,
             "training/learning_rate": step.learning_rate,
             "training/images_per_second": step.images_per_second,
             "training/peak_memory_MiB": peak_memory(device) / 2**20,
         }
+        if step.regularizer:
+            scalars["loss/regularizer"] = step.regularizer
         for name, value in scalars.items():
             self._writer.add_scalar(name, value, step.iteration)
 

@@ -100,6 +100,7 @@ def test_every_data_option_is_declared_once() -> None:
     names = {part.name for part in fields(DataConfig)}
     assert {part.name for part in fields(Numbering)} < names
     assert {part.name for part in evaluation_fields()} == names - {
+        "train_labels",
         "train_split",
         "val_split",
         "workers",

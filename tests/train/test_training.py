@@ -135,7 +135,11 @@ def test_run_folder_holds_what_it_should(make_config: MakeConfig) -> None:
 
 
 def test_tensorboard_gets_losses_rates_scores_and_pictures(make_config: MakeConfig) -> None:
-    config = make_config(log=LogConfig(scalars_every=3, validate_every=2, preview_every=1))
+    config = make_config(
+        model=ModelConfig("test_resnet", False, width=16, embedding_dim=8, regularizer="gated_crf"),
+        optim=OptimConfig(3e-3, batch_size=2, iterations=4, self_training_from=3),
+        log=LogConfig(scalars_every=3, validate_every=2, preview_every=1),
+    )
     steps = steps_of(config)
     events = EventAccumulator(str(config.output / "tensorboard"))
     events.Reload()
@@ -143,6 +147,7 @@ def test_tensorboard_gets_losses_rates_scores_and_pictures(make_config: MakeConf
     assert set(tags["scalars"]) == {
         "loss/blp",
         "loss/annotation",
+        "loss/regularizer",
         "training/learning_rate",
         "training/images_per_second",
         "training/peak_memory_MiB",
@@ -152,7 +157,8 @@ def test_tensorboard_gets_losses_rates_scores_and_pictures(make_config: MakeConf
     assert points == [(3, pytest.approx(steps[2].blp)), (4, pytest.approx(steps[3].blp))]
     assert [point.step for point in events.Scalars("validation/mIoU")] == [2, 4]
     assert [step.miou is not None for step in steps] == [False, True, False, True]
-    assert [point.step for point in events.Images("preview")] == [1, 2, 3, 4]
+    for pictures in ("preview", "pseudo labels"):
+        assert [point.step for point in events.Images(pictures)] == [1, 2, 3, 4]
     assert steps[-1].images_per_second > 0
 
 
@@ -192,8 +198,8 @@ def test_loaded_model_answers_as_the_trained_one(
     built = []
     original = run.build_model
 
-    def build_model(*args: object) -> BLPSeg:
-        built.append(original(*args))
+    def build_model(*args: object, **options: object) -> BLPSeg:
+        built.append(original(*args, **options))
         return built[-1]
 
     monkeypatch.setattr(run, "build_model", build_model)
