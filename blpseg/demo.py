@@ -50,11 +50,11 @@ BASELINE, METHOD = BASELINE_VARIANT.name, "BLPSeg"
 PICTURES = ("photos.png", "scenes.png", "accuracy.png")
 _SHOWN_SCENES = 5
 _OPACITY = 0.65  # of labels over a photograph
-_CELL = 240  # side of a photograph in its picture, in pixels
+_CELL = 200  # side of a photograph in its picture, in pixels
 
 # What photos.png shows of each photograph: x, y, side of a square, and of the part to enlarge.
 _FRAMES = {"astronaut": (0, 0, 512), "chelsea": (140, 0, 300), "coffee": (85, 0, 400)}
-_ENLARGED = {"astronaut": (205, 5, 130), "chelsea": (300, 70, 110), "coffee": (85, 180, 130)}
+_ENLARGED = {"astronaut": (205, 5, 130), "chelsea": (325, 2, 90), "coffee": (85, 180, 130)}
 
 
 @dataclass(frozen=True)
