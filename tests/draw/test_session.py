@@ -80,9 +80,11 @@ def test_learns_from_two_classes_and_segments_what_is_on_the_page(recorded: Reco
     recorded.wait(phase="waiting")
     assert not recorded.made
     recorded.draw(0, DISC)
-    images = [recorded.wait(type="result")["image"] for _ in range(3)]
-    assert images == [0, 1, 2] and recorded.session.version == 1
+    assert recorded.wait(type="result")["image"] == 0
     recorded.wait(phase="ready")
+    # The thread may see the first stroke late, together with the second, and learn twice.
+    versions = {recorded.session.result(index).version for index in range(3)}
+    assert versions == {recorded.session.version} and recorded.session.version in (1, 2)
     result = recorded.session.result(1)
     assert result is not None
     import gzip
