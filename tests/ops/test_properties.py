@@ -83,8 +83,12 @@ class LamErrorBudget(_lam_inputs.ErrorBudget):
 class LossErrorBudget(_loss_inputs.ErrorBudget):
     """The error budget of the losses for arbitrary draws, four times as large for the same reason.
 
-    A pixel adds weight * p and -weight to the gradient of its class. A sum of such terms may
-    cancel to 0 exactly in one order of summation, and to a rounding of the terms in another.
+    Errors are relative to terms of which the results are differences:
+
+    - gradient of a class: weight * p and -weight, which cancel in one order of summation only;
+    - -log p = log(sum of exp) - difference of logits: the sum is at least 1, so its rounding is an
+      absolute error;
+    - BLP weight: see :func:`_weight_terms`.
     """
 
     def _sizes(self, truth: _loss_inputs.Results) -> dict[str, Tensor]:
@@ -94,20 +98,36 @@ class LossErrorBudget(_loss_inputs.ErrorBudget):
         seg, annotation = case.seg_logits, case.annotation_logits
         blp = blp_loss_pixels(seg, annotation, labels, case.gamma, case.ignore_index)
         normalizer = (blp.weight.sum((1, 2), keepdim=True) + GUARD) * len(labels)
-        scale = abs(_loss_inputs.GRAD_BLP) * blp.weight / normalizer
-        sizes["grad_seg_logits"] = _sum_of_terms(scale, blp.log_p, blp.label, seg)
+        scale = _weight_terms(blp.weight, case.gamma) / normalizer
+        sizes["blp_loss"] += scale.sum()
+        grad_scale = abs(_loss_inputs.GRAD_BLP) * scale
+        sizes["grad_seg_logits"] = _sum_of_terms(grad_scale, blp.log_p, blp.label, seg)
         annotated = annotation_loss_pixels(
             annotation, case.target, case.unlabeled_weight, case.ignore_index
         )
         total = annotated.weight.sum()
-        scale = abs(_loss_inputs.GRAD_ANNOTATION) * annotated.weight / total.where(total > 0, 1)
+        scale = annotated.weight / total.where(total > 0, 1)
+        sizes["annotation_loss"] += scale.sum()
+        grad_scale = abs(_loss_inputs.GRAD_ANNOTATION) * scale
         sizes["grad_annotation_logits"] = _sum_of_terms(
-            scale, annotated.log_q, annotated.label, annotation
+            grad_scale, annotated.log_q, annotated.label, annotation
         )
         return sizes
 
     def _allowed(self, plain_error: float, dtype: torch.dtype) -> float:
         return 4 * super()._allowed(plain_error, dtype)
+
+
+def _weight_terms(weight: Tensor, gamma: float) -> Tensor:
+    """Return the size of the BLP weight's terms.
+
+    A rounding u of q p changes (1 - q p)^gamma by u * gamma * q p * (1 - q p)^(gamma - 1).
+    """
+    if gamma == 0:
+        return weight
+    rest = weight.pow(1 / gamma)  # 1 - q p
+    slope = gamma * (1 - rest) * rest.pow(gamma - 1)
+    return weight + slope.where(weight > 0, 0)
 
 
 def _sum_of_terms(scale: Tensor, log_p: Tensor, label: Tensor, logits: Tensor) -> Tensor:
