@@ -37,7 +37,7 @@ class Recorder(nn.Module):
 def answer(images: Tensor) -> tuple[Tensor, Tensor]:  # [1, 3, H, W] -> two at stride 4
     height, width = images.shape[2:]
     padded = F.pad(images, (0, -width % 4, 0, -height % 4), mode="replicate")
-    gray = F.avg_pool2d(padded.mean(1, keepdim=True), 4)
+    gray = F.avg_pool2d(padded.mean(1, keepdim=True), 4) - 0.5  # both classes occur
     return torch.cat([gray, -gray], 1), torch.cat([gray, 0.5 - gray, 0 * gray], 1)
 
 
