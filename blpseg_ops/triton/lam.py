@@ -19,10 +19,11 @@ from blpseg_ops.fallback.layout import laid_out_as
 from blpseg_ops.triton import lam_config
 from blpseg_ops.triton.lam_backward import backward_kernel
 from blpseg_ops.triton.lam_describe import Upstream, describe
+from blpseg_ops.triton.lam_directions import principal_directions
 from blpseg_ops.triton.lam_forward import forward_kernel
 from blpseg_ops.triton.lam_math import TILE, LamParams
 from blpseg_ops.triton.lam_pack import TileGrid, pack
-from blpseg_ops.triton.lam_tile_lists import list_tiles
+from blpseg_ops.triton.lam_tile_lists import capacity, list_tiles
 
 
 def lam(
@@ -53,7 +54,20 @@ def lam(
     with torch.cuda.device_of(features):
         packed_features = pack(features, grid, packed_dims)
         packed_values = pack(values, grid, packed_channels)
-        tiles = describe(packed_features, packed_values, grid, params, family, window=window)
+        directions = None
+        if lam_config.uses_directions(
+            packed_dims, capacity(grid, params, tiles_per_program, window=window)
+        ):
+            directions = principal_directions(packed_features, family)
+        tiles = describe(
+            packed_features,
+            packed_values,
+            grid,
+            params,
+            family,
+            window=window,
+            directions=directions,
+        )
         lists = list_tiles(
             tiles, grid, params, tiles_per_program, family, window=window, symmetric=False
         )
@@ -114,6 +128,11 @@ def lam_backward(
         packed_values, packed_grad, packed_output = (
             pack(maps, grid, packed_channels) for maps in (values, grad_output, output)
         )
+        directions = None
+        if lam_config.uses_directions(
+            packed_dims, capacity(grid, params, tiles_per_program, window=window)
+        ):
+            directions = principal_directions(packed_features, family)
         upstream = Upstream(packed_grad, packed_output, log_denominator)
         tiles = describe(
             packed_features,
@@ -122,6 +141,7 @@ def lam_backward(
             params,
             family,
             window=window,
+            directions=directions,
             upstream=upstream,
         )
         lists = list_tiles(

@@ -15,6 +15,7 @@ import torch
 
 MAX_DIMS = 512
 MAX_CHANNELS = 256
+MIN_TILES_FOR_DIRECTIONS = 64
 PACKED = 32  # packed widths are multiples of this
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # Chips that take the same table: by their matrix units, and sm_80 by the 99 KiB of shared memory of
@@ -134,11 +135,33 @@ def pack() -> Launch:
     return Launch({"BLOCK": PACKED})
 
 
-def describe(family: str, window: bool, backward: bool) -> Launch:
+def uses_directions(dims: int, list_capacity: int) -> bool:
+    """Whether tiles are listed by principal directions instead of the first features.
+
+    Finding them takes one program per image. This pays where scores are expensive, and lists may
+    hold more tiles than most pixels' weights reach.
+    """
+    return dims > 64 and list_capacity >= MIN_TILES_FOR_DIRECTIONS
+
+
+def directions(family: str, dims: int) -> Launch:
+    """Return the launch of directions_kernel for a packed number of features."""
+    constants = {
+        "DIMS": 1 << (dims - 1).bit_length(),
+        "SAMPLES": 128,
+        "ROWS": 16,
+        "ITERATIONS": 2,
+        "INPUT_PRECISION": _input_precision_of_bounds(family),
+    }
+    return Launch(constants, num_warps=8, num_stages=1)
+
+
+def describe(family: str, window: bool, backward: bool, has_directions: bool) -> Launch:
     """Return the launch of describe_kernel."""
     constants = {
         "BACKWARD": backward,
         "WINDOW": window,
+        "HAS_DIRECTIONS": has_directions,
         "BLOCK": PACKED,
         "INPUT_PRECISION": _input_precision(family),
     }
@@ -165,9 +188,7 @@ def refine(
         "HAS_EPS": has_eps,
         "WINDOW": window,
         "SYMMETRIC": symmetric,
-        # The operands are rounded to tf32 before. Triton 3.6 fails on such short products of it
-        # for sm_100.
-        "INPUT_PRECISION": "tf32" if family in ("sm_80", "sm_90") else "ieee",
+        "INPUT_PRECISION": _input_precision_of_bounds(family),
         "BLOCK": 128,
     }
     return Launch(constants, num_warps=4 * tiles_per_program)
@@ -195,6 +216,14 @@ def _is_whole(family: str, dims: int) -> bool:
     128 would, but gains little over the loop that 384 and 512 need anyway.
     """
     return dims == 64 or (dims == 256 and family in ("sm_90", "sm_100"))
+
+
+def _input_precision_of_bounds(family: str) -> str:
+    """How bounds are multiplied: their operands are rounded to tf32 before, or need not be exact.
+
+    Triton 3.6 fails on such short products in tf32 for sm_100.
+    """
+    return "tf32" if family in ("sm_80", "sm_90") else "ieee"
 
 
 def _input_precision(family: str) -> str:

@@ -20,6 +20,7 @@ import triton.language as tl
 from torch import Tensor
 
 from blpseg_ops.triton import lam_config
+from blpseg_ops.triton.lam_directions import AXES
 from blpseg_ops.triton.lam_math import (
     TILE,
     LamParams,
@@ -30,8 +31,6 @@ from blpseg_ops.triton.lam_math import (
     squared_distances,
 )
 from blpseg_ops.triton.lam_pack import TileGrid
-
-AXES = 16  # the first 15 features, and the norm of the rest
 
 _AXES = tl.constexpr(AXES)
 _HUGE = tl.constexpr(1e37)  # a bound that no distance makes negligible
@@ -68,9 +67,21 @@ def describe(
     family: str,
     *,
     window: bool,
+    directions: Tensor | None = None,  # [N, packed_dims, AXES]
     upstream: Upstream | None = None,
 ) -> Tiles:
-    """Describe every tile; `upstream` is None in forward."""
+    """Describe every tile.
+
+    Args:
+        features: Packed.
+        values: Packed.
+        grid: How pixels are packed.
+        params: LAM's.
+        family: The chip's, in lam_config.
+        window: Whether params.radius limits what a query sees.
+        directions: From principal_directions; None: the axes are the first 15 features.
+        upstream: None in forward.
+    """
     n, tiles = features.shape[:2]
     pixel_maps = features.new_empty(5 if upstream else 3, n, tiles, TILE, dtype=torch.float32)
     boxes = features.new_empty(2, n, tiles, AXES, dtype=torch.float32)
@@ -98,6 +109,7 @@ def describe(
     stride_n, stride_y, stride_x = known.log_denominator.stride()[:3]
     describe_kernel[n * tiles,](
         features=features,
+        directions=sq_norm if directions is None else directions,
         values=values,
         grad_output=known.grad_output,
         output=known.output,
@@ -112,7 +124,9 @@ def describe(
         packed_dims=features.shape[-1],
         packed_channels=values.shape[-1],
         **params._asdict(),
-        **lam_config.describe(family, window, backward=upstream is not None).keywords(),
+        **lam_config.describe(
+            family, window, backward=upstream is not None, has_directions=directions is not None
+        ).keywords(),
     )
     return made
 
@@ -170,6 +184,7 @@ def _own_tile_log_sum(
 )  # fmt: skip
 def describe_kernel(
     features,  # [N, tiles, 64, packed_dims]
+    directions,  # [N, packed_dims, AXES], used only with HAS_DIRECTIONS
     values,  # [N, tiles, 64, packed_channels]
     grad_output,  # [N, tiles, 64, packed_channels]
     output,  # [N, tiles, 64, packed_channels]
@@ -201,6 +216,7 @@ def describe_kernel(
     radius,
     BACKWARD: tl.constexpr,
     WINDOW: tl.constexpr,
+    HAS_DIRECTIONS: tl.constexpr,
     BLOCK: tl.constexpr,  # features or channels per step
     INPUT_PRECISION: tl.constexpr,
 ):
@@ -213,28 +229,41 @@ def describe_kernel(
     inside = (y < height) & (x < width)
     lane = tl.arange(0, BLOCK)[None, :]
 
-    # 1. |f|^2; in forward, the scores within the tile.
+    # 1. |f|^2; the coordinates y of f; in forward, the scores within the tile.
+    axis = tl.arange(0, _AXES)[None, :]
+    if HAS_DIRECTIONS:
+        leading = tl.zeros([64, _AXES], tl.float32)
+    else:
+        leading = tl.load(features + row[:, None] * packed_dims + axis).to(tl.float32)
     norm2 = tl.zeros([64], tl.float32)
     dot_product = tl.zeros([64, 64], tl.float32)
     for d in range(0, packed_dims, BLOCK):
         block = tl.load(features + row[:, None] * packed_dims + d + lane)
         f = block.to(tl.float32)
         norm2 += tl.sum(f * f, 1)
+        if HAS_DIRECTIONS:
+            dim = image * packed_dims + d + tl.arange(0, BLOCK)[:, None]
+            leading = tl.dot(
+                f,
+                tl.load(directions + dim * _AXES + axis),
+                leading,
+                input_precision=INPUT_PRECISION,
+            )
         if not BACKWARD:
             dot_product = tl.dot(
                 block, tl.trans(block), dot_product, input_precision=INPUT_PRECISION
             )
     tl.store(sq_norm + row, norm2)
 
-    # 2. The first 15 features y, an upper bound |r| of the rest's norm, and the box of y. Refine
-    # rounds y to tf32, which moves <y_a, y_b> by less than the term of 2^-10 adds to |r_a| |r_b|.
+    # 2. The 15 coordinates y, an upper bound |r| of the rest's norm, and the box of y. Refine rounds
+    # y to tf32, which moves <y_a, y_b> by less than the term of 2^-10 adds to |r_a| |r_b|. The other
+    # term covers the rounding of sums and, in directions, of their inner products.
     not_finite = tl.sum(norm2, 0) * 0  # NaN where a number is not finite
-    axis = tl.arange(0, _AXES)[None, :]
-    leading = tl.load(features + row[:, None] * packed_dims + axis).to(tl.float32)
     leading = tl.where(axis < _AXES - 1, leading, 0)
     leading = tl.where(not_finite == 0, leading, 0)
     rest2 = tl.maximum(norm2 - tl.sum(leading * leading, 1), 0)
-    rest = (1 + 2.0**-10) * tl.sqrt(rest2 + (2.0**-10 + 2.0**-13) * norm2)
+    rounding: tl.constexpr = 2.0**-10 + (2.0**-12 if HAS_DIRECTIONS else 2.0**-13)
+    rest = (1 + 2.0**-10) * tl.sqrt(rest2 + rounding * norm2)
     rest = tl.where(not_finite == 0, rest, 0)
     tl.store(axes + row[:, None] * _AXES + axis, tl.where(axis < _AXES - 1, leading, rest[:, None]))
     smallest = tl.min(tl.where(inside[:, None], leading, float("inf")), 0)

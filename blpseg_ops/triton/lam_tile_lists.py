@@ -4,8 +4,8 @@ For every pixel of a query block, the upper bounds of all probabilities that are
 2^-24 at most. Tiles are looked at twice:
 
 1. list: whole tiles, by 2 <f_a, f_b> = |f_a|^2 + |f_b|^2 - |f_a - f_b|^2: the largest |f|^2 on each
-   side, the least distance of the tiles' pixels and that of the boxes of their first features.
-2. refine: pairs of pixels of the remaining tiles. With y a pixel's first features and r the rest,
+   side, the least distance of the tiles' pixels and that of the boxes of their coordinates.
+2. refine: pairs of pixels of the remaining tiles. With y a pixel's 15 coordinates and r the rest,
    <f_a, f_b> <= <y_a, y_b> + |r_a| |r_b|, 16 numbers per pixel instead of all. The tiles with the
    smallest sums are skipped, as many as the 2^-24 allows.
 
@@ -24,7 +24,8 @@ import triton.language as tl
 from torch import Tensor
 
 from blpseg_ops.triton import lam_config
-from blpseg_ops.triton.lam_describe import AXES, Tiles
+from blpseg_ops.triton.lam_describe import Tiles
+from blpseg_ops.triton.lam_directions import AXES
 from blpseg_ops.triton.lam_math import SIDE, LamParams, in_window, pixel_yx, round_to_tf32
 from blpseg_ops.triton.lam_pack import TileGrid
 
@@ -44,6 +45,14 @@ class TileLists(NamedTuple):
 
     tile_lists: Tensor  # [N, query blocks, list_capacity] int32: near tiles, then far, ascending
     list_lengths: Tensor  # [2, N, query blocks] int32, of near and of far tiles
+
+
+def capacity(grid: TileGrid, params: LamParams, tiles_per_program: int, *, window: bool) -> int:
+    """Return how many tiles the longest list may hold."""
+    if not window:
+        return grid.tiles
+    reach = -(-params.radius // SIDE)  # tiles that a window reaches, up, down, left and right
+    return min(grid.tiles, (2 * reach + 1) * (2 * reach + tiles_per_program))
 
 
 def list_tiles(
@@ -69,11 +78,7 @@ def list_tiles(
     """
     n = len(tiles.sq_norm)
     blocks = grid.tiles // tiles_per_program
-    # Tiles that a window reaches, up, down, left and right.
-    distance_bound = -(-params.radius // SIDE) if window else grid.tiles
-    list_capacity = min(
-        grid.tiles, (2 * distance_bound + 1) * (2 * distance_bound + tiles_per_program)
-    )
+    list_capacity = capacity(grid, params, tiles_per_program, window=window)
     has_eps = params.log_eps > -math.inf
     # One allocation each: all are aligned alike, so no shape compiles another variant.
     candidates, tile_lists = (
@@ -104,6 +109,7 @@ def list_tiles(
         **lam_config.list_tiles(tiles_per_program, window, symmetric).keywords(),
     )
     refine_kernel[n * blocks,](
+        sq_norm=tiles.sq_norm,
         axes=tiles.axes,
         key_log_bound=tiles.key_log_bound,
         query_log_bound=tiles.query_log_bound,
@@ -304,6 +310,7 @@ def _append_tiles(
     ]
 )  # fmt: skip
 def refine_kernel(
+    sq_norm,  # [N, tiles, 64]
     axes,  # [N, tiles, 64, AXES]
     key_log_bound,  # [N, tiles, 64]
     query_log_bound,  # [N, tiles, 64]
@@ -311,7 +318,7 @@ def refine_kernel(
     candidate_lengths,  # [N, query blocks]
     skipped_sum,  # [N, query blocks]
     weight_sums,  # [N, query blocks, list_capacity], scratch: per tile, largest sum of P bounds
-    guard_sums,  # [N, query blocks, list_capacity], scratch: likewise of R = eps exp(s) / D
+    guard_sums,  # [N, query blocks, list_capacity], scratch: likewise of R / max(1, S / 4)
     tile_lists,  # [N, query blocks, list_capacity]
     list_lengths,  # [2, N, query blocks], near and far
     tile_columns,
@@ -335,6 +342,7 @@ def refine_kernel(
     blocks_per_image = tiles * 64 // QUERIES
     block = tl.program_id(0).to(tl.int64)
     image = (tl.program_id(0) // blocks_per_image).to(tl.int64)
+    sq_norm += image * tiles * 64
     axes += image * tiles * 64 * _AXES
     key_log_bound += image * tiles * 64
     query_log_bound += image * tiles * 64
@@ -358,6 +366,11 @@ def refine_kernel(
     own_axes = round_to_tf32(tl.load(axes + own[:, None] * _AXES + axis) * factor)
     own_key_bound = (tl.load(key_log_bound + own) * _LOG2_E)[:, None]
     own_query_bound = (tl.load(query_log_bound + own) * _LOG2_E)[:, None]
+    if HAS_EPS:
+        # R = eps exp(s) / D may add up to max(1, S / 4) times the budget, S = |scale| |f|^2.
+        own_size = tl.abs(scale) * tl.load(sq_norm + own)[:, None]
+        tolerated = tl.minimum(tl.maximum(own_size / 4, 1), 1e30)
+        own_log_eps = log_eps * _LOG2_E - tl.log2(tolerated)
 
     # 2. Per candidate: the largest sum over its keys that a query has.
     length = tl.load(candidate_lengths + block)
@@ -378,7 +391,7 @@ def refine_kernel(
             )
             bound = tl.where(visible, bound, float("-inf"))
         if HAS_EPS:
-            tl.store(guard_sums + i, _largest_sum(bound + log_eps * _LOG2_E))
+            tl.store(guard_sums + i, _largest_sum(bound + own_log_eps))
         dy = scaled_y[:, None] - (lane_y + tile_y.to(tl.float32) * unit)[None, :]
         dx = scaled_x[:, None] - (lane_x + tile_x.to(tl.float32) * unit)[None, :]
         tl.store(weight_sums + i, _largest_sum(bound - dy * dy - dx * dx))

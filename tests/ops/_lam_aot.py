@@ -22,6 +22,7 @@ from blpseg_ops.triton import (
     lam_backward,
     lam_config,
     lam_describe,
+    lam_directions,
     lam_forward,
     lam_pack,
     lam_tile_lists,
@@ -32,6 +33,7 @@ KERNELS = {
     "forward": lam_forward.forward_kernel,
     "backward": lam_backward.backward_kernel,
     "pack": lam_pack.pack_kernel,
+    "directions": lam_directions.directions_kernel,
     "describe": lam_describe.describe_kernel,
     "list": lam_tile_lists.list_kernel,
     "refine": lam_tile_lists.refine_kernel,
@@ -43,7 +45,14 @@ _POINTERS = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*f
 _MAPS = {"features", "values", "grad_output", "output", "grad_features", "grad_values"}
 _MAPS |= {"maps", "packed"}
 _FLOAT_ARRAYS = {"sq_norm", "delta", "log_denominator", "log_denominator_in", "box_low", "box_high"}
-_FLOAT_ARRAYS |= {"key_max_bound", "query_max_bound", "key_log_bound", "query_log_bound", "axes"}
+_FLOAT_ARRAYS |= {
+    "directions",
+    "key_max_bound",
+    "query_max_bound",
+    "key_log_bound",
+    "query_log_bound",
+    "axes",
+}
 _FLOAT_ARRAYS |= {
     "mean_value",
     "mean_grad",
@@ -82,7 +91,8 @@ def preparations(family: str) -> Iterator[tuple[str, torch.dtype, Launch]]:
     """Yield the launches of the kernels that run before the main ones, in float32."""
     launches = {
         "pack": lam_config.pack(),
-        "describe": lam_config.describe(family, window=True, backward=True),
+        "directions": lam_config.directions(family, lam_config.MAX_DIMS),
+        "describe": lam_config.describe(family, window=True, backward=True, has_directions=True),
         "list": lam_config.list_tiles(2, window=True, symmetric=True),
         "refine": lam_config.refine(family, 2, has_eps=True, window=True, symmetric=True),
     }

@@ -218,6 +218,59 @@ def test_far_tiles_are_skipped() -> None:
         assert listed == list(range(max(query_tile - 2, 0), min(query_tile + 3, 40)))
 
 
+def _features_of_rank(rank: int, dims: int) -> torch.Tensor:  # [2, 9, 64, dims]
+    """Return packed features; the second image has huge numbers, zeros, NaN and infinity."""
+    generator = torch.Generator().manual_seed(0)
+    axes = torch.linalg.qr(torch.randn(dims, rank, generator=generator))[0]
+    sizes = 0.9 ** torch.arange(rank)
+    features = torch.randn(2, 9, 64, rank, generator=generator) * sizes @ axes.T
+    features[1] *= 1e15
+    features[1, :, ::3] = 0
+    features[1, 4, :, 7] = torch.tensor([math.nan, math.inf, -math.inf, 1.0]).repeat(16)
+    return features
+
+
+@pytest.mark.parametrize(("rank", "dims"), [(40, 128), (3, 128), (60, 384)])
+def test_principal_directions(rank: int, dims: int) -> None:
+    from blpseg_ops.triton.lam_directions import AXES, principal_directions
+
+    features = _features_of_rank(rank, dims)
+    directions = principal_directions(features, "sm_90")
+    assert directions.shape == (2, dims, AXES)
+    assert not directions[:, :, -1].any()
+    products = directions.mT @ directions
+    used = products.diagonal(dim1=1, dim2=2) > 0.5
+    assert used[0].sum() == min(rank, AXES - 1)
+    # What the bounds' proof asks for (docs/lam-gpu.md).
+    torch.testing.assert_close(products, torch.diag_embed(used.float()), rtol=0, atol=2.0**-20)
+    # Of the features' size, nearly as much is in these directions as in the best 15.
+    pixels = features[0].flatten(0, 1)
+    captured = (pixels @ directions[0]).square().sum()
+    assert captured > 0.9 * torch.linalg.svdvals(pixels)[: AXES - 1].square().sum()
+
+
+def test_directions_list_fewer_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pixels left and right differ in features that are not among the first 15."""
+    from blpseg_ops.triton import lam, lam_config
+
+    lists = []
+    list_tiles = lam.list_tiles
+    monkeypatch.setattr(
+        lam,
+        "list_tiles",
+        lambda *args, **named: lists.append(list_tiles(*args, **named)) or lists[-1],
+    )
+    features = 0.3 * torch.randn(1, 100, 8, 48, generator=torch.Generator().manual_seed(0))
+    features[:, 50, :, :24] += 9
+    features[:, 60, :, 24:] += 9
+    budget = ErrorBudget(random_case(features, sigma=1e3))
+    for min_tiles in (1, 100):
+        monkeypatch.setattr(lam_config, "MIN_TILES_FOR_DIRECTIONS", min_tiles)
+        budget.check(_run(budget.case))
+    # Forward and backward, with and without directions: 6 tiles, and all of them or half are kept.
+    assert [one.list_lengths.sum().item() for one in lists] == [18, 18, 36, 36]
+
+
 def test_gradients_under_loss_scaling_are_finite_where_the_result_is() -> None:
     case = normal_case(1, 64, 3, 9, 10, norm=0.5, sigma=1.0)
     case = replace(case, values=30 * case.values, grad_output=3000 * case.grad_output)
