@@ -54,11 +54,8 @@ def lam(
     with torch.cuda.device_of(features):
         packed_features = pack(features, grid, packed_dims)
         packed_values = pack(values, grid, packed_channels)
-        directions = None
-        if lam_config.uses_directions(
-            packed_dims, capacity(grid, params, tiles_per_program, window=window)
-        ):
-            directions = principal_directions(packed_features, family)
+        longest_list = capacity(grid, params, tiles_per_program, window=window)
+        directions = _directions(packed_features, longest_list, family)
         tiles = describe(
             packed_features,
             packed_values,
@@ -128,11 +125,8 @@ def lam_backward(
         packed_values, packed_grad, packed_output = (
             pack(maps, grid, packed_channels) for maps in (values, grad_output, output)
         )
-        directions = None
-        if lam_config.uses_directions(
-            packed_dims, capacity(grid, params, tiles_per_program, window=window)
-        ):
-            directions = principal_directions(packed_features, family)
+        longest_list = capacity(grid, params, tiles_per_program, window=window)
+        directions = _directions(packed_features, longest_list, family)
         upstream = Upstream(packed_grad, packed_output, log_denominator)
         tiles = describe(
             packed_features,
@@ -168,6 +162,17 @@ def lam_backward(
             **launch.keywords(),
         )
     return laid_out_as(grad_features, features), laid_out_as(grad_values, values)
+
+
+def _directions(
+    features: Tensor,  # [N, tiles, 64, packed_dims]
+    longest_list: int,  # tiles
+    family: str,
+) -> Tensor | None:  # [N, packed_dims, AXES]
+    """Return the directions by which tiles are listed; None: the first features."""
+    if not lam_config.uses_directions(features.shape[-1], longest_list):
+        return None
+    return principal_directions(features, family)
 
 
 def _grad_unit(

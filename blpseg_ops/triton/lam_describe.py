@@ -255,9 +255,9 @@ def describe_kernel(
             )
     tl.store(sq_norm + row, norm2)
 
-    # 2. The 15 coordinates y, an upper bound |r| of the rest's norm, and the box of y. Refine rounds
-    # y to tf32, which moves <y_a, y_b> by less than the term of 2^-10 adds to |r_a| |r_b|. The other
-    # term covers the rounding of sums and, in directions, of their inner products.
+    # 2. The 15 coordinates y, an upper bound |r| of the rest's norm, and the box of y. Refine
+    # rounds y to tf32, which moves <y_a, y_b> by less than the term of 2^-10 adds to |r_a| |r_b|.
+    # The other term covers the rounding of sums and of the directions' inner products.
     not_finite = tl.sum(norm2, 0) * 0  # NaN where a number is not finite
     leading = tl.where(axis < _AXES - 1, leading, 0)
     leading = tl.where(not_finite == 0, leading, 0)

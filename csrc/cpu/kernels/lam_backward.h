@@ -78,6 +78,7 @@ void backward_tile(const LamImage<A>& image, const LamParams<A>& params, int64_t
   // 1. Bounds, and sums at 0.
   QueryBounds<A> bound;
   if (image.prune) bound.set(image, params, tile);
+  const LamParams<A> bound_params = with_tolerated_eps(image, params, tile);
   alignas(64) Gaussian<A> gaussian;
   PairBlock<A> pairs;
   alignas(64) A total[kTile] = {};  // sum of m_ac
@@ -89,7 +90,7 @@ void backward_tile(const LamImage<A>& image, const LamParams<A>& params, int64_t
     KeyList near_keys, far_keys;
     gaussian.set(grid, other, positions, params);
     if (image.prune)
-      find_keys<true>(image, params, other, bound, positions, gaussian, near_keys, far_keys);
+      find_keys<true>(image, bound_params, other, bound, positions, gaussian, near_keys, far_keys);
     else
       take_all_keys(image, other, near_keys);
     const A* x = image.x + other * rank * kTile;
@@ -117,7 +118,7 @@ void backward_tile(const LamImage<A>& image, const LamParams<A>& params, int64_t
   // 2. Gather from all tiles of the window.
   const TileWindow tiles = tiles_in_window(grid, tile, params.radius);
   if (image.prune) {
-    const int64_t count = find_candidates<true>(image, params, bound, tiles, scratch);
+    const int64_t count = find_candidates<true>(image, bound_params, bound, tiles, scratch);
     for (int64_t i = 0; i < count; ++i) visit(scratch.candidates[i]);
   } else {
     for_each_tile_in(grid, tiles, visit);

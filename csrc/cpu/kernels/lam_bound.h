@@ -99,6 +99,18 @@ inline A farthest_factor(A dy, A dx, const LamParams<A>& params) {
   return larger(dy, dx) <= A(params.radius) ? factor : A(-__builtin_inf());
 }
 
+// Params with an eps as small as it may be for the bounds of R_ab of a tile's queries b: their sum
+// over the skipped keys a may be u max(1, S_b / 4), S_b = |scale| |x_b|^2, that of P_ab only u
+// (docs/lam-error.md).
+template <typename A>
+LamParams<A> with_tolerated_eps(const LamImage<A>& image, LamParams<A> params, int64_t tile) {
+  A least = image.half_sq_norm[tile * kTile];
+  for (int lane = 1; lane < kTile; ++lane)
+    least = smaller(least, image.half_sq_norm[tile * kTile + lane]);
+  if (least > A(2)) params.log_eps -= A(__builtin_log(double(least) / 2));
+  return params;
+}
+
 // The tiles that hold a pixel of some window around a tile's pixels; `last` is exclusive.
 struct TileWindow {
   int64_t first_row, last_row, first_column, last_column;

@@ -93,6 +93,7 @@ void forward_tile(const LamImage<A>& image, const LamParams<A>& params, int64_t 
   find_positions(grid, tile, positions);
   QueryBounds<A> bound;
   if (image.prune) bound.set(image, params, tile);
+  const LamParams<A> bound_params = with_tolerated_eps(image, params, tile);
   alignas(64) Gaussian<A> gaussian;
   alignas(64) Sums<A> sums;
   alignas(64) A pairs[(kTile + kRowsAcross) * kTile];
@@ -110,7 +111,7 @@ void forward_tile(const LamImage<A>& image, const LamParams<A>& params, int64_t 
     KeyList near_keys, far_keys;
     gaussian.set(grid, from, positions, params);
     if (image.prune)
-      find_keys<false>(image, params, from, bound, positions, gaussian, near_keys, far_keys);
+      find_keys<false>(image, bound_params, from, bound, positions, gaussian, near_keys, far_keys);
     else
       take_all_keys(image, from, near_keys);
     const A* from_x = image.x + from * image.rank * kTile;
@@ -144,7 +145,7 @@ void forward_tile(const LamImage<A>& image, const LamParams<A>& params, int64_t 
     for (int lane = 0; lane < kTile; ++lane)
       known[lane] = sums.base[lane] + A(__builtin_log(sums.denominator[lane]));
     bound.tighten(image, tile, known);
-    const int64_t count = find_candidates<false>(image, params, bound, tiles, scratch);
+    const int64_t count = find_candidates<false>(image, bound_params, bound, tiles, scratch);
     for (int64_t i = 0; i < count; ++i) {
       if (!is_neighbor(scratch.candidates[i])) visit(scratch.candidates[i]);
     }
