@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -55,6 +56,8 @@ def run(argv: Sequence[str]) -> int:
 
         return ScribbleSegmenter(num_classes=num_classes, backbone=options.backbone)
 
+    # People draw one class after the other, and the page shows which have scribbles.
+    warnings.filterwarnings("ignore", "no scribbles of class", UserWarning)
     folder = DrawFolder(options.folder, options.classes)
     listener = bind(options.port)
 
