@@ -1,4 +1,4 @@
-"""Convert files of CVAT, LabelMe, Label Studio, COCO, ilastik or napari to label maps."""
+"""Turn CVAT, LabelMe, Label Studio, COCO, ScribbleSup, ilastik or napari files into label maps."""
 
 from __future__ import annotations
 
