@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -64,25 +64,23 @@ def fit_classes(heads: Heads, samples: Samples, ridge: float = 10.0) -> None:
     totals = weights.new_zeros(num_classes).index_add_(0, labels, weights)
     weights = weights / totals[labels] / (totals > 0).sum()  # of sum 1
     targets = F.one_hot(labels, num_classes).float()
-    parts = [
-        (heads.normalize(features), part_weights)
-        for features, part_weights in zip(
-            samples.features[keep].split(_CHUNK), weights.split(_CHUNK), strict=True
-        )
-    ]
-    mean = torch.stack([w @ x for x, w in parts]).sum(0)
     target_mean = weights @ targets
-    centered = [((x - mean) * w.sqrt()[:, None]) for x, w in parts]
-    weighted_targets = (targets - target_mean) * weights.sqrt()[:, None]
+
+    def chunks() -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        rows = samples.features[keep].split(_CHUNK), weights.split(_CHUNK), targets.split(_CHUNK)
+        for features, part, target in zip(*rows, strict=True):
+            yield heads.normalize(features), part[:, None], target - target_mean
+
+    mean = sum(weight.T @ x for x, weight, _ in chunks())[0]
+    weighted = (((x - mean) * w.sqrt(), target * w.sqrt()) for x, w, target in chunks())
     if len(labels) < len(mean):  # the smaller of two equal systems
-        rows = torch.cat(centered)
-        gram = rows @ rows.T
-        solution = rows.T @ _solve(gram, weighted_targets, ridge / len(labels))
+        rows, right = (torch.cat(part) for part in zip(*weighted, strict=True))
+        solution = rows.T @ _solve(rows @ rows.T, right, ridge / len(labels))
     else:
-        gram = torch.stack([rows.T @ rows for rows in centered]).sum(0)
-        right = torch.stack(
-            [r.T @ t for r, t in zip(centered, weighted_targets.split(_CHUNK), strict=True)]
-        ).sum(0)
+        gram, right = mean.new_zeros(len(mean), len(mean)), mean.new_zeros(len(mean), num_classes)
+        for rows, target in weighted:
+            gram += rows.T @ rows
+            right += rows.T @ target
         solution = _solve(gram, right, ridge / len(labels))
     heads.classes.weight.copy_(solution.T)
     heads.classes.bias.copy_(target_mean - mean @ solution)
