@@ -1,9 +1,9 @@
-"""Write the tables and the plot that come from a result file of the benchmarks.
+"""Write the tables and the plot that come from a result file.
 
 ``python -m benchmarks.report benchmarks/results/cpu.json`` fills README.md, docs/performance.md
-and benchmarks/results/goals.md. Each report fills its place, from ``<!-- NAME:begin -->`` to
-``<!-- NAME:end -->``; all other text stays. ``interactive.json`` fills docs/segmenter.md.
-With ``--check`` nothing is written, and the command fails if a table differs from the result file.
+and benchmarks/results/goals.md; ``demo.json`` fills README.md and docs/ablation.md,
+``interactive.json`` docs/segmenter.md. Each report fills its place, from ``<!-- NAME:begin -->`` to ``<!-- NAME:end -->``; all other text stays. With
+``--check`` nothing is written, and the command fails if a table differs from the result file.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any
 
 from benchmarks import (
     plot_lam,
+    report_demo,
     report_interactive,
     report_lam,
     report_losses,
@@ -39,24 +40,28 @@ def machine(result: dict[str, Any]) -> str:
     )
 
 
-PAGES: dict[str, dict[str, Report]] = {
-    "README.md": {"figures": report_readme.report},
-    "docs/performance.md": {
-        "machine": machine,
-        "lam": report_lam.report,
-        "losses": report_losses.report,
-        "step": report_step.report,
-        "overhead": report_overhead.report,
+# Name of a result file, and the places in each page that it fills.
+PAGES: dict[str, dict[str, dict[str, Report]]] = {
+    "cpu.json": {
+        "README.md": {"figures": report_readme.report},
+        "docs/performance.md": {
+            "machine": machine,
+            "lam": report_lam.report,
+            "losses": report_losses.report,
+            "step": report_step.report,
+            "overhead": report_overhead.report,
+        },
+        "benchmarks/results/goals.md": {
+            "machine": machine,
+            "lam": report_lam.goals,
+            "losses": report_losses.goals,
+        },
     },
-    "benchmarks/results/goals.md": {
-        "machine": machine,
-        "lam": report_lam.goals,
-        "losses": report_losses.goals,
+    "demo.json": {
+        "README.md": {"demo": report_demo.report},
+        "docs/ablation.md": {"demo": report_demo.by_distance},
     },
-}
-
-INTERACTIVE_PAGES: dict[str, dict[str, Report]] = {
-    "docs/segmenter.md": {"interactive": report_interactive.report},
+    "interactive.json": {"docs/segmenter.md": {"interactive": report_interactive.report}},
 }
 
 
@@ -67,9 +72,11 @@ def main() -> None:
     parser.add_argument("--check", action="store_true", help="Fail if a page differs.")
     options = parser.parse_args()
     result = json.loads(options.result_file.read_text())
-    is_interactive = "benchmarks" not in result  # not a file of pytest-benchmark
     stale = []
-    for name, reports in (INTERACTIVE_PAGES if is_interactive else PAGES).items():
+    pages = PAGES.get(options.result_file.name)
+    if pages is None:
+        parser.error(f"{options.result_file}: expected a file named {' or '.join(PAGES)}")
+    for name, reports in pages.items():
         page = filled = (ROOT / name).read_text()
         for place, report in reports.items():
             filled = _fill(filled, name, place, report(result))
@@ -79,7 +86,7 @@ def main() -> None:
             (ROOT / name).write_text(filled)
     if stale:
         parser.exit(1, f"not the figures of {options.result_file}: {', '.join(stale)}\n")
-    if not options.check and not is_interactive:
+    if not options.check and options.result_file.name == "cpu.json":
         plot_lam.draw(result)
 
 

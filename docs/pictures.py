@@ -1,6 +1,7 @@
 """Make the pictures of README, docs/method.md and docs/ops: python -m docs.pictures [NAME ...].
 
-With names, only those pictures are made; --help lists them.
+With names, only those pictures are made; --help lists them. The pictures `readme` and `demo-scenes`
+are those of `blpseg demo`, from its folder blpseg-demo.
 """
 
 from __future__ import annotations
@@ -24,11 +25,13 @@ from PIL import Image
 from torch import Tensor
 
 import blpseg_ops
+from blpseg.demo import demo
 from blpseg.pictures import COLORS, color_labels, draw_scribbles
 from docs import photo
 from docs.photo import CLASSES, SIGMA, STRIDE, K, Photo
 
 FOLDER = Path(__file__).parent / "images"
+DEMO = Path("blpseg-demo")  # where `blpseg demo` writes
 DPI = 110
 BORDER = (210, 20, 150, 150)  # x, y, width, height of the zoom: the border of head and background
 QUERY = (38, 50)  # row and column of the cell whose weights are shown: the cheek, near the hair
@@ -82,7 +85,12 @@ def save(name: str, panels: Sequence[Panel], *, legend: bool = False, side: floa
     buffer = io.BytesIO()
     figure.savefig(buffer, dpi=DPI)
     plt.close(figure)
-    picture = Image.open(buffer).convert("RGB").quantize(256, dither=Image.Dither.NONE)
+    _write(Image.open(buffer), name)
+
+
+def _write(picture: Image.Image, name: str) -> None:
+    """Write a picture with 256 colors, a third of the size."""
+    picture = picture.convert("RGB").quantize(256, dither=Image.Dither.NONE)
     picture.save(FOLDER / f"{name}.png", optimize=True)
 
 
@@ -167,31 +175,23 @@ def scaled(box: tuple[int, int, int, int]) -> tuple[int, int, int, int]:
 UNIT = Normalize(0, 1)
 
 
+@cache
+def demo_folder() -> Path:
+    """The folder of `blpseg demo`, which is run if there is none: 5 minutes."""
+    if not DEMO.exists():
+        demo(output=DEMO)
+    return DEMO
+
+
 def readme() -> None:
-    """What the method does, in one row."""
-    similar = weights(scene().features, sigma=18.0)
-    corner = (QUERY[1] - 28, QUERY[0] - 28, 56, 56)
-    gradient = _gradient(aggregate=True)
-    save(
-        "readme",
-        [
-            Panel("a photo and its scribbles", scribbled(), box=scaled(corner)),
-            Panel("where people would scribble", annotated(), "probability", UNIT),
-            Panel(
-                "what LAM averages for + (sigma 18)",
-                zoom(similar / similar.max(), corner),
-                "weight / largest weight",
-                UNIT,
-                mark=(28, 28),
-            ),
-            Panel(
-                "how far the scribbles' gradient gets",
-                np.maximum(gradient / gradient.max(), 1e-4),
-                "gradient / largest gradient",
-                LogNorm(1e-4, 1),
-            ),
-        ],
-    )
+    """Three photographs, their scribbles, and what both networks of the demo make of them."""
+    # In full color: 256 colors would change those of small classes, and band the photographs.
+    Image.open(demo_folder() / "photos.png").save(FOLDER / "readme.png", optimize=True)
+
+
+def demo_scenes() -> None:
+    """Built-in scenes, and what both networks of the demo make of them."""
+    _write(Image.open(demo_folder() / "scenes.png"), "demo-scenes")
 
 
 def method_annotation() -> None:
@@ -446,6 +446,7 @@ def op_blp_objective() -> None:
 
 PICTURES: dict[str, Callable[[], None]] = {
     "readme": readme,
+    "demo-scenes": demo_scenes,
     "method-annotation": method_annotation,
     "method-weights": method_weights,
     "method-arguments": method_arguments,

@@ -33,8 +33,9 @@ def test_contributing_shows_the_pattern_as_it_is_tested() -> None:
     assert (ROOT / "tests/ops/test_pattern.py").read_text().endswith(shown)
 
 
-def test_figures_are_those_of_the_result_file() -> None:
-    """README.md, docs/performance.md and benchmarks/results/goals.md equal cpu.json."""
-    check = [sys.executable, "-m", "benchmarks.report", "--check", "benchmarks/results/cpu.json"]
+@pytest.mark.parametrize("name", ["cpu.json", "demo.json"])
+def test_figures_are_those_of_the_result_file(name: str) -> None:
+    """The tables of the pages equal the result files that `benchmarks.report` makes them from."""
+    check = [sys.executable, "-m", "benchmarks.report", "--check", f"benchmarks/results/{name}"]
     done = subprocess.run(check, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
