@@ -1,9 +1,10 @@
 """Write the tables and the plot that come from a result file.
 
 ``python -m benchmarks.report benchmarks/results/cpu.json`` fills README.md, docs/performance.md
-and benchmarks/results/goals.md; ``demo.json`` fills README.md and docs/ablation.md,
-``interactive.json`` docs/segmenter.md. Each report fills its place, from ``<!-- NAME:begin -->`` to ``<!-- NAME:end -->``; all other text stays. With
-``--check`` nothing is written, and the command fails if a table differs from the result file.
+and benchmarks/results/goals.md; ``demo.json`` fills README.md and docs/ablation.md;
+``interactive.json`` fills docs/segmenter.md. Each report fills its place, from
+``<!-- NAME:begin -->`` to ``<!-- NAME:end -->``; all other text stays. With ``--check`` nothing is
+written, and the command fails if a table differs from the result file.
 """
 
 from __future__ import annotations
