@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -197,7 +198,9 @@ class Session:
             batch = list(self._untaught)
             images = [working_image(self.folder.images[index]) for index in batch]
             scribbles = [working_scribbles(self.store.load(index).labels) for index in batch]
-            self._segmenter.fit(images, scribbles)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of classes that nobody has scribbled yet
+                self._segmenter.fit(images, scribbles)
             self._untaught.clear()
             self._version += 1
             self._failed.clear()

@@ -28,6 +28,19 @@ def problem() -> str | None:
     return None if CHROMIUM else "chromium is not installed"
 
 
+# Keeps the edits that the page sends, as `window.sentEdits`.
+_KEEP_EDITS = """
+    window.sentEdits = [];
+    const send = window.fetch;
+    window.fetch = (address, options) => {
+        if (String(address).endsWith("/edits")) {
+            window.sentEdits.push(...JSON.parse(options.body).edits);
+        }
+        return send(address, options);
+    };
+"""
+
+
 @contextmanager
 def browser() -> Iterator[Any]:
     """Start Chromium without a window."""
@@ -52,13 +65,14 @@ class Person:
         self.page = page
         self.errors: list[str] = []
         page.set_default_timeout(8000)
+        page.add_init_script(_KEEP_EDITS)
         page.on("pageerror", lambda error: self.errors.append(str(error)))
 
     def open(self, address: str) -> None:
         """Open the page and wait until one can draw."""
         self.page.goto(address)
         self.page.wait_for_selector("#canvas[data-view]")
-        self.page.wait_for_function("document.getElementById('spinner').hidden")
+        self.until("document.getElementById('canvas').dataset.index !== undefined")
 
     def position(self, point: Sequence[float]) -> tuple[float, float]:
         """Return where a point of the image, (x, y), is on the screen."""
@@ -82,15 +96,40 @@ class Person:
         """Choose a class."""
         self.page.locator(".class label", has_text=name).click()
 
+    def color(self, point: Sequence[float]) -> list[int]:
+        """Return what is drawn at a point of the image, [r, g, b, a]."""
+        script = """async ([x, y]) => {
+            await new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)));
+            const canvas = document.getElementById("canvas");
+            const [scale, left, top] = canvas.dataset.view.split(" ").map(Number);
+            const at = [left + x * scale, top + y * scale].map((part) => part * devicePixelRatio);
+            return [...canvas.getContext("2d").getImageData(...at, 1, 1).data];
+        }"""
+        return list(self.page.evaluate(script, list(point)))
+
+    def wait_color(self, point: Sequence[float], color: list[int]) -> None:
+        """Wait until a point of the image has a color."""
+        for _ in range(100):
+            if self.color(point) == color:
+                return
+            self.page.wait_for_timeout(50)
+        raise AssertionError(f"expected {color} at {point}, got {self.color(point)}")
+
     def saved(self) -> None:
         """Wait until everything is saved."""
         self.page.wait_for_selector("#saved[data-state=saved]")
 
     def segmented(self, version: int = 1, timeout: float = 8000) -> None:
         """Wait for the segmentation after so many trainings."""
-        self.page.wait_for_function(
-            f"Number(document.body.dataset.version) >= {version}", timeout=timeout
-        )
+        self.until(f"Number(document.body.dataset.version) >= {version}", timeout)
+
+    def until(self, condition: str, timeout: float = 8000) -> None:
+        """Wait until a condition in JavaScript holds; playwright's own way needs `eval`."""
+        for _ in range(round(timeout / 50)):
+            if self.page.evaluate(condition):
+                return
+            self.page.wait_for_timeout(50)
+        raise AssertionError(f"expected {condition} within {timeout} ms")
 
     def banner(self, key: str) -> str:
         """Wait for a message and return its text."""

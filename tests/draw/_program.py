@@ -43,7 +43,7 @@ class ColorSegmenter:
             np.abs(image - colors[labels == label].mean(0)).mean(2) if label in labels else far
             for label in range(self.num_classes)
         ]
-        weight = np.exp(-np.stack(distance) / 20)
+        weight = np.exp(-np.stack(distance) / 60)
         return (weight / weight.sum(0)).astype(np.float32)
 
     def annotation_probability(self, image: np.ndarray) -> np.ndarray:

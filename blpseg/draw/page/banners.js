@@ -1,4 +1,4 @@
-// Messages above the picture that stay until their cause is gone or the user acts.
+// Messages over the picture that stay until their cause is gone or the user acts.
 
 const box = document.getElementById("banners");
 const shown = new Map(); // key -> element

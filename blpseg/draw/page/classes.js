@@ -113,17 +113,25 @@ export class ClassList extends EventTarget {
       this.#render();
       this.#box.querySelectorAll("input[type=radio]")[this.settings.label]?.focus();
     };
+    let revision = this.revision; // of the name that is edited
+    let saving = false;
     const save = async () => {
+      if (saving || this.#editing !== label) return;
       const text = input.value.trim();
       if (!text || text === name) return leave();
+      saving = true;
+      const at = name ? label : this.names.length; // another tab may have added some meanwhile
       const names = [...this.names];
-      names[label] = text;
+      names[at] = text;
       try {
-        const state = await post("classes", { classes: names, revision: this.revision });
+        const state = await post("classes", {
+          classes: names,
+          revision: name ? revision : this.revision,
+        });
         this.#editing = null;
         this.set(state);
-        this.choose(label);
-        this.#box.querySelectorAll("input[type=radio]")[label].focus();
+        this.choose(at);
+        this.#box.querySelectorAll("input[type=radio]")[at].focus();
       } catch (problem) {
         error.textContent = problem.message;
         input.setAttribute("aria-invalid", "true");
@@ -131,8 +139,10 @@ export class ClassList extends EventTarget {
         if (problem.kind === "conflict") {
           const state = await get("state");
           this.names = state.classes;
-          this.revision = state.classes_revision;
+          this.revision = revision = state.classes_revision;
         }
+      } finally {
+        saving = false;
       }
     };
     row.addEventListener("submit", (event) => {

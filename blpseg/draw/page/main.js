@@ -136,6 +136,7 @@ async function open(index) {
     clearTimeout(slow);
     if (turn === opening) {
       element("spinner").hidden = true;
+      element("canvas").dataset.index = index; // for tests
       updateUndo();
       updateCoach();
     }
