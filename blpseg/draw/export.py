@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from blpseg.data.images import image_shape
+from blpseg.data.images import UNREADABLE, image_shape
 from blpseg.draw import coco
 from blpseg.draw.colors import png_palette
 from blpseg.draw.confinement import require_inside
@@ -127,7 +127,7 @@ class Export:
             try:
                 height, width, _ = image_shape(path)
                 labels = _labels(predict(path), (height, width))
-            except (UserError, ValueError, SyntaxError) as error:
+            except (UserError, *UNREADABLE) as error:
                 problems.append(f"{path.name}: {error}")
                 continue
             if "labels" in self.kinds:

@@ -45,7 +45,7 @@ class Recorded:
             self.events.append(event)
             self.news.notify_all()
 
-    def wait(self, **wanted: Any) -> dict[str, Any]:
+    def wait(self, seconds_to_wait: float = 10, **wanted: Any) -> dict[str, Any]:
         """Wait for an event and forget those before it."""
 
         def find() -> int | None:
@@ -53,7 +53,10 @@ class Recorded:
             return next((at for at, fit in enumerate(fits) if fit), None)
 
         with self.news:
-            assert self.news.wait_for(lambda: find() is not None, 10), (wanted, self.events)
+            assert self.news.wait_for(lambda: find() is not None, seconds_to_wait), (
+                wanted,
+                self.events,
+            )
             at = find()
             found = self.events[at]
             del self.events[: at + 1]
