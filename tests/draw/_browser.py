@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+PATIENCE = 30_000  # ms; machines that run tests are busy
 FLAGS = [
     "--no-sandbox",
     "--disable-gpu",
@@ -64,7 +65,7 @@ class Person:
     def __init__(self, page: Any) -> None:
         self.page = page
         self.errors: list[str] = []
-        page.set_default_timeout(8000)
+        page.set_default_timeout(PATIENCE)
         page.add_init_script(_KEEP_EDITS)
         page.on("pageerror", lambda error: self.errors.append(str(error)))
 
@@ -109,7 +110,7 @@ class Person:
 
     def wait_color(self, point: Sequence[float], color: list[int]) -> None:
         """Wait until a point of the image has a color."""
-        for _ in range(100):
+        for _ in range(PATIENCE // 100):
             if self.color(point) == color:
                 return
             self.page.wait_for_timeout(50)
@@ -119,11 +120,11 @@ class Person:
         """Wait until everything is saved."""
         self.page.wait_for_selector("#saved[data-state=saved]")
 
-    def segmented(self, version: int = 1, timeout: float = 8000) -> None:
+    def segmented(self, version: int = 1, timeout: float = PATIENCE) -> None:
         """Wait for the segmentation after so many trainings."""
         self.until(f"Number(document.body.dataset.version) >= {version}", timeout)
 
-    def until(self, condition: str, timeout: float = 8000) -> None:
+    def until(self, condition: str, timeout: float = PATIENCE) -> None:
         """Wait until a condition in JavaScript holds; playwright's own way needs `eval`."""
         for _ in range(round(timeout / 50)):
             if self.page.evaluate(condition):

@@ -53,8 +53,8 @@ def test_two_strokes_bring_a_segmentation(program: Running, open_tab: Open, root
     me.page.keyboard.press("s")
     assert me.color((60, 40)) == before
     me.page.locator("#show-hints").check()
-    me.page.wait_for_timeout(300)
-    assert me.color((155, 100)) != [40, 60, 50, 255]  # annotation is likely on the right
+    while me.color((155, 100)) == [40, 60, 50, 255]:  # annotation is likely on the right
+        me.page.wait_for_timeout(50)
     (sample,) = ScribbleFolder(DataConfig(root=root), "train")
     assert set(np.unique(sample.target)) == {0, 1, 2}
 
@@ -77,7 +77,8 @@ def test_page_and_program_paint_the_same_pixels(
         }""",
         edits,
     )
-    assert len(edits) == 3 and painted == scribbles(root).ravel().tolist()
+    assert len(edits) >= 3  # long strokes are sent in parts
+    assert painted == scribbles(root).ravel().tolist()
 
 
 def test_undo_redo_and_reload(program: Running, open_tab: Open, root: Path) -> None:
