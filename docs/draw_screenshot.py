@@ -33,9 +33,9 @@ def segmenter(num_classes: int) -> Segmenter:
 
 
 def save(name: str, screenshot: bytes) -> None:
-    """Write a screenshot with 256 colors, which takes a third of the bytes."""
+    """Write a screenshot, with no more bytes than needed."""
     with Image.open(io.BytesIO(screenshot)) as image:
-        image.convert("RGB").quantize(256).save(IMAGES / f"{name}.png", optimize=True)
+        image.convert("RGB").save(IMAGES / f"{name}.png", optimize=True)
 
 
 def main() -> None:
