@@ -107,6 +107,10 @@ class ModelConfig:
     sigma: float = 6.0
     """Standard deviation of LAM's Gaussian, in pixels of the logits (4 image pixels)."""
 
+    query_stride: int | None = None
+    """Image pixels per pixel of the class logits after LAM: 1, 2 or 4. A smaller one makes LAM
+    upsample the logits along the image's borders; null is 4."""
+
     eps: float = 0.0
     """Added to LAM's denominator; 0 is the method, 1e-7 the published program."""
 

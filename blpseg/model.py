@@ -44,6 +44,8 @@ class BLPSeg(nn.Module):
         embedding_dim: Channels of LAM's embedding (published: 256).
         lam: Pass the class logits through LAM; False gives the plain baseline.
         sigma: Standard deviation of LAM's Gaussian, in pixels at stride 4.
+        query_stride: Image pixels per pixel of the class logits after LAM: 1, 2 or 4; None is 4. A
+            smaller one makes LAM upsample them along the image's borders.
         eps: Added to LAM's denominator: 0 is the method, 1e-7 the published program.
         gamma: Exponent of the BLP weight; 0 gives partial cross entropy.
         unlabeled_weight: Weight of unlabeled pixels in the annotation loss.
@@ -69,6 +71,7 @@ class BLPSeg(nn.Module):
         embedding_dim: int = 256,
         lam: bool = True,
         sigma: float = 6.0,
+        query_stride: int | None = None,
         eps: float = 0.0,
         gamma: float = 2.0,
         unlabeled_weight: float = 0.02,
@@ -100,7 +103,12 @@ class BLPSeg(nn.Module):
             part.apply(_init_kaiming)
         self.lam = (
             blpseg_ops.LocalAggregation(
-                embedding_dim, STRIDES[0], sigma=sigma, eps=eps, backend=backend
+                embedding_dim,
+                STRIDES[0],
+                sigma=sigma,
+                query_stride=query_stride,
+                eps=eps,
+                backend=backend,
             )
             if lam
             else None
@@ -112,6 +120,8 @@ class BLPSeg(nn.Module):
     ) -> tuple[Tensor, Tensor]:  # [N, K, h, w], [N, K + 1, h, w]
         """Compute class logits (after LAM) and annotation logits at stride 4, h = ceil(H / 4).
 
+        With query_stride both are at that stride: annotation logits are resized to it.
+
         Images as in :meth:`forward`.
         """
         grid = [-(-side // STRIDES[0]) for side in images.shape[2:]]
@@ -122,6 +132,8 @@ class BLPSeg(nn.Module):
             seg = self.lam(self.backbone.normalize(images), seg)
         # Detached: the annotation loss trains its head only, not the features.
         annotation = self.annotation_head(decoded.detach())
+        if annotation.shape[2:] != seg.shape[2:]:
+            annotation = _resize(annotation, seg.shape[2:])
         return seg, annotation
 
     def forward(

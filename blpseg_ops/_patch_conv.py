@@ -28,13 +28,18 @@ class PatchConv2d(nn.Conv2d):
 
 
 def patch_conv2d(
-    images: Tensor,  # [N, C, h * patch, w * patch]
+    images: Tensor,  # [N, C, (h - 1) * stride + patch, (w - 1) * stride + patch]
     weight: Tensor,  # [D, C, patch, patch]
     bias: Tensor,  # [D]
+    stride: int | None = None,  # None: the patch's side
 ) -> Tensor:  # [N, D, h, w], channels last in memory
-    """Compute ``F.conv2d(images, weight, bias, stride=patch)`` in full float32."""
+    """Compute ``F.conv2d(images, weight, bias, stride=stride)`` in full float32."""
     n, channels, height, width = images.shape
     patch = weight.shape[-1]
-    tiled = images.reshape(n, channels, height // patch, patch, width // patch, patch)
-    patches = tiled.permute(0, 2, 4, 1, 3, 5).flatten(3)  # [N, h, w, C * patch^2]
+    if stride is None or stride == patch:
+        tiled = images.reshape(n, channels, height // patch, patch, width // patch, patch)
+        patches = tiled.permute(0, 2, 4, 1, 3, 5).flatten(3)  # [N, h, w, C * patch^2]
+    else:
+        windows = images.unfold(2, patch, stride).unfold(3, patch, stride)
+        patches = windows.permute(0, 2, 3, 1, 4, 5).flatten(3)
     return (matmul(patches, weight.flatten(1).mT) + bias).permute(0, 3, 1, 2)

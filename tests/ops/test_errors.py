@@ -541,6 +541,11 @@ OTHERS: list[tuple[Callable[[], Any], type[Exception], str]] = [
         "LocalAggregation: radius must be None or an int >= 0, got -1",
     ),
     (
+        lambda: blpseg_ops.LocalAggregation(patch=4, query_stride=3),
+        ValueError,
+        "LocalAggregation: query_stride must be None or a divisor of patch, 4, got 3",
+    ),
+    (
         lambda: blpseg_ops.LocalAggregation(eps=-1.0),
         ValueError,
         "LocalAggregation: eps must be a finite number >= 0, got -1.0",

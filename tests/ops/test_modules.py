@@ -208,3 +208,44 @@ def test_targets_of_every_integer_type(rng: torch.Generator, dtype: torch.dtype)
     assert torch.equal(
         blpseg_ops.pseudo_labels(seg, same, present), blpseg_ops.pseudo_labels(seg, target, present)
     )
+
+
+def test_query_stride_of_the_patch_changes_nothing() -> None:
+    torch.manual_seed(0)
+    plain = LocalAggregation(dim=8, sigma=2.0, eps=1e-3)
+    queried = LocalAggregation(dim=8, sigma=2.0, eps=1e-3, query_stride=4)
+    queried.load_state_dict(plain.state_dict())
+    images, logits = torch.randn(2, 3, 30, 41), torch.randn(2, 5, 8, 11)
+    torch.testing.assert_close(queried(images, logits), plain(images, logits))
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("grid", [(8, 11), (3, 4)], ids=["stride 4", "stride 11"])
+def test_finer_queries_follow_the_image(stride: int, grid: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    module = LocalAggregation(dim=32, sigma=1.0, radius=1.5, query_stride=stride)
+    images = torch.zeros(1, 3, 30, 41)
+    images[..., 22:] = 2.0  # an edge that is no border of the coarse pixels
+    logits = torch.zeros(1, 2, *grid)
+    logits[:, 0, :, : round(grid[1] * 22 / 41)] = 1.0
+    logits.requires_grad_()
+    output = module(images, logits)
+    assert output.shape == (1, 2, -(-30 // stride), -(-41 // stride))
+    edge = 22 // stride
+    assert output[0, 0, :, : edge - 3].min() > 0.99
+    assert output[0, 0, :, edge + 3 :].max() < 0.01
+    output.sum().backward()
+    assert module.conv.weight.grad is not None
+    assert logits.grad is not None
+
+
+def test_embedding_at_a_finer_stride_is_the_convolution_at_that_stride() -> None:
+    torch.manual_seed(0)
+    module = LocalAggregation(dim=8)
+    images = torch.randn(1, 3, 16, 20)
+    padded = torch.nn.functional.pad(images, (1, 1, 1, 1), mode="replicate")
+    patches = torch.nn.functional.conv2d(padded, module.proj.weight, module.proj.bias, stride=2)
+    normed = module.norm(patches.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+    torch.testing.assert_close(module.embed(images, 2), module.conv(normed))
+    assert module.embed(images, 2).shape == (1, 8, 8, 10)
+    assert module.coordinates(images, 1).shape == (1, 50, 16, 20)

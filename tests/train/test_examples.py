@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-OTHERS = {"label_studio_backend", "napari_widget"}  # they wait for requests and clicks
+OTHERS = {"feature_upsampling", "label_studio_backend", "napari_widget"}  # they train nothing
 EXAMPLES = sorted(
     path
     for path in (Path(__file__).parents[2] / "examples").glob("*.py")

@@ -132,6 +132,26 @@ def test_the_baseline_is_partial_cross_entropy() -> None:
     torch.testing.assert_close(blp, torch.stack(per_image).mean())
 
 
+@pytest.mark.parametrize("stride", [1, 2, 4])
+def test_query_stride_makes_finer_logits(stride: int) -> None:
+    torch.manual_seed(0)
+    plain = BLPSeg(3, "resnet10t", **SMALL).eval()
+    model = BLPSeg(3, "resnet10t", query_stride=stride, **SMALL).eval()
+    model.load_state_dict(plain.state_dict())
+    images = torch.rand(1, 3, 33, 46)
+    seg, annotation = model.logits(images)
+    grid = (-(-33 // stride), -(-46 // stride))
+    assert seg.shape == (1, 3, *grid)
+    assert annotation.shape == (1, 4, *grid)
+    assert model(images).shape == (1, 3, 33, 46)
+    if stride == 4:
+        torch.testing.assert_close(seg, plain.logits(images)[0])
+    target = torch.randint(0, 4, (1, 33, 46))
+    losses = model.losses(images, target, torch.ones(1, 3, dtype=torch.bool), self_training=True)
+    (losses["blp"] + losses["annotation"]).backward()
+    assert model.lam.conv.weight.grad.abs().sum() > 0
+
+
 def test_lam_sees_sigma_and_eps() -> None:
     model = BLPSeg(3, "resnet10t", sigma=2.5, eps=1e-7, **SMALL)
     assert (model.lam.sigma, model.lam.eps) == (2.5, 1e-7)

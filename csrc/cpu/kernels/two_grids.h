@@ -67,7 +67,7 @@ struct KeyGradients {
 template <typename A>
 struct QueryScratch {
   A* queries;          // [D, kTile] in
-  A* output;           // [C, kTile] forward's result
+  A* output;           // [C, kTile] forward's result, backward's input
   A* log_denominator;  // [kTile] forward's result, backward's input: log((Z + eps T) / w_nb)
   A* upstream;         // [C, kTile] in, backward: g
   A* delta;            // [kTile] in, backward: <g, out>

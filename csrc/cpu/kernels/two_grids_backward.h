@@ -77,20 +77,27 @@ void differentiate(const QueryTile<A>& tile, const QueryScratch<A>& scratch, con
   }
 }
 
+// out[lane][k] = tile[k][lane], and 0 for size <= k < pitch. In blocks of a cache line.
+template <typename A>
+void transpose_tile(const A* tile, int64_t size, int64_t pitch, A* out) {
+  for (int64_t first = 0; first < pitch; first += kPitch) {
+    const int count = int(size - first < kPitch ? size - first : kPitch);
+    for (int lane = 0; lane < kTile; ++lane) {
+      A* to = out + lane * pitch + first;
+      for (int k = 0; k < count; ++k) to[k] = tile[(first + k) * kTile + lane];
+      for (int k = count; k < kPitch; ++k) to[k] = 0;
+    }
+  }
+}
+
 template <typename A>
 double backward_tile(const KeyMaps<A>& keys, const TwoGridsParams<A>& params, int64_t index,
                      const QueryScratch<A>& scratch, const KeyGradients<A>& gradients) {
   QueryTile<A> tile;
   tile.set(keys, params, index, scratch);
   for (int64_t i = 0; i < params.dims * kTile; ++i) scratch.grad_queries[i] = 0;
-  for (int lane = 0; lane < kTile; ++lane) {
-    for (int64_t d = 0; d < gradients.x_pitch; ++d)
-      scratch.queries_t[lane * gradients.x_pitch + d] =
-          d < params.dims ? scratch.queries[d * kTile + lane] : 0;
-    for (int64_t c = 0; c < gradients.value_pitch; ++c)
-      scratch.upstream_t[lane * gradients.value_pitch + c] =
-          c < params.channels ? scratch.upstream[c * kTile + lane] : 0;
-  }
+  transpose_tile(scratch.queries, params.dims, gradients.x_pitch, scratch.queries_t);
+  transpose_tile(scratch.upstream, params.channels, gradients.value_pitch, scratch.upstream_t);
   alignas(64) A sum[kTile] = {}, sum_by_distance[kTile] = {};
   A* products = scratch.more_pairs + kBlockKeys * kTile;
 

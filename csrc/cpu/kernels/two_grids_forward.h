@@ -144,10 +144,13 @@ void forward_tile(const KeyMaps<A>& keys, const TwoGridsParams<A>& params, int64
   tile.x.unmark_near(scratch.near_x);
 
   // 3. Divide by the denominator.
+  alignas(64) A denominator[kTile];
   for (int lane = 0; lane < kTile; ++lane) {
     scratch.log_denominator[lane] = sums.base[lane] + A(__builtin_log(sums.denominator[lane]));
-    const A denominator = A(sums.denominator[lane]);
-    for (int64_t c = 0; c < params.channels; ++c) scratch.output[c * kTile + lane] /= denominator;
+    denominator[lane] = A(sums.denominator[lane]);
+  }
+  for (int64_t c = 0; c < params.channels; ++c) {
+    for (int lane = 0; lane < kTile; ++lane) scratch.output[c * kTile + lane] /= denominator[lane];
   }
 }
 

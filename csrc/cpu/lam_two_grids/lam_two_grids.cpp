@@ -125,7 +125,7 @@ std::tuple<Tensor, Tensor> lam_two_grids(const Tensor& queries, const Tensor& fe
       keys.maps().skip_prob = std::numeric_limits<A>::epsilon() / 2 / call.key_count();
       call.for_each(call.query_tiles(), [&](int64_t worker, int64_t tile) {
         const QueryScratch<A>& scratch = workers[worker].scratch;
-        load_tile(call.queries, i, grid, tile, scratch.queries);
+        load_queries(call.queries, i, grid, tile, scratch.queries);
         call.kernels.forward_tile(keys.maps(), call.params, tile, scratch);
         store_queries(scratch.output, call.params.channels, i, grid, tile, out);
         store_tile(scratch.log_denominator, 1, i, grid, tile, log_out);

@@ -91,7 +91,7 @@ class QueryWorker {
       const int64_t dims = call.params.dims, channels = call.params.channels;
       const int64_t h = call.keys.height, w = call.keys.width, backward = call.backward;
       scratch.queries = pieces_.take(dims * kTile);
-      scratch.output = pieces_.take(!backward * channels * kTile);
+      scratch.output = pieces_.take(channels * kTile);
       scratch.log_denominator = pieces_.take(kTile);
       scratch.upstream = pieces_.take(backward * channels * kTile);
       scratch.delta = pieces_.take(kTile);
@@ -225,6 +225,25 @@ class PackedKeys {
   KeyMaps<A> maps_ = {};
   Pieces<A> pieces_;
 };
+
+// Reads a tile of queries of image n into [channels, kTile]. Padding repeats the edge's pixels.
+template <typename T, typename A>
+void load_queries(const View4<T>& view, int64_t n, const LamGrid& grid, int64_t tile, A* out) {
+  if constexpr (std::is_same_v<T, A>) {
+    const int64_t top = tile / grid.columns * kQueryRows;
+    const int64_t left = tile % grid.columns * kQueryColumns;
+    if (view.stride[3] == 1 && top + kQueryRows <= grid.height &&
+        left + kQueryColumns <= grid.width) {  // rows are copied whole
+      for (int64_t c = 0; c < view.size[1]; ++c) {
+        for (int64_t y = 0; y < kQueryRows; ++y)
+          std::memcpy(out + c * kTile + y * kQueryColumns, view.at(n, c, top + y) + left,
+                      kQueryColumns * sizeof(T));
+      }
+      return;
+    }
+  }
+  load_tile(view, n, grid, tile, out);
+}
 
 // Writes a tile of queries [channels, kTile] to image n of a tensor [N, channels, H, W].
 template <typename T, typename A>

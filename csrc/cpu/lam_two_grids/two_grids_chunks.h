@@ -97,7 +97,7 @@ class QueryChunks {
     call_.for_each(count_, [&](int64_t worker, int64_t chunk) {
       A* upstream = workers_[worker].scratch.upstream;
       for (int64_t tile = first_tile(chunk); tile < first_tile(chunk + 1); ++tile) {
-        load_tile(grad_output_, n, grid, tile, upstream);
+        load_queries(grad_output_, n, grid, tile, upstream);
         clear_padding(tile, upstream);
         for (int64_t c = 0; c < channels; ++c) {
           A sum = 0;
@@ -128,27 +128,30 @@ class QueryChunks {
 
   void load(int64_t n, int64_t tile, const QueryScratch<A>& scratch) const {
     const LamGrid& grid = call_.params.queries;
-    load_tile(call_.queries, n, grid, tile, scratch.queries);
-    load_tile(grad_output_, n, grid, tile, scratch.upstream);
+    load_queries(call_.queries, n, grid, tile, scratch.queries);
+    load_queries(grad_output_, n, grid, tile, scratch.upstream);
+    load_queries(output_, n, grid, tile, scratch.output);
     clear_padding(tile, scratch.upstream);
+    for_each_pixel(grid, tile, [&](int lane, int64_t y, int64_t x, bool) {
+      scratch.log_denominator[lane] =
+          *log_denominator_.at(n, std::min(y, grid.height - 1), std::min(x, grid.width - 1));
+    });
     std::fill_n(scratch.delta, kTile, A(0));
     std::fill_n(scratch.excess, kTile, A(0));
-    int64_t offset[kTile];
-    for_each_pixel(grid, tile, [&](int lane, int64_t y, int64_t x, bool) {
-      y = std::min(y, grid.height - 1), x = std::min(x, grid.width - 1);
-      offset[lane] = y * output_.stride[2] + x * output_.stride[3];
-      scratch.log_denominator[lane] = *log_denominator_.at(n, y, x);
-    });
+    A largest[kTile] = {};
     for (int64_t c = 0; c < call_.params.channels; ++c) {
-      const T* channel = output_.at(n, c);
       const A* g = scratch.upstream + c * kTile;
+      const A* out = scratch.output + c * kTile;
+      const A inverse = inverse_typical_[c];
       for (int lane = 0; lane < kTile; ++lane) {
-        const A size = std::abs(g[lane]);
-        scratch.delta[lane] += g[lane] * static_cast<A>(channel[offset[lane]]);
-        scratch.excess[lane] = std::max(
-            scratch.excess[lane], size > 0 ? std::max(A(1), size * inverse_typical_[c]) : A(0));
+        const A size = std::abs(g[lane]), excess = size * inverse;
+        scratch.delta[lane] += g[lane] * out[lane];
+        largest[lane] = size > largest[lane] ? size : largest[lane];
+        scratch.excess[lane] = excess > scratch.excess[lane] ? excess : scratch.excess[lane];
       }
     }
+    for (int lane = 0; lane < kTile; ++lane)
+      scratch.excess[lane] = largest[lane] > 0 ? std::max(A(1), scratch.excess[lane]) : A(0);
   }
 
   const TwoGridsCall<T>& call_;
