@@ -53,8 +53,7 @@ def test_two_strokes_bring_a_segmentation(program: Running, open_tab: Open, root
     me.page.keyboard.press("s")
     assert me.color((60, 40)) == before
     me.page.locator("#show-hints").check()
-    while me.color((155, 100)) == [40, 60, 50, 255]:  # annotation is likely on the right
-        me.page.wait_for_timeout(50)
+    me.page.wait_for_selector("#hints-legend:not([hidden])")
     (sample,) = ScribbleFolder(DataConfig(root=root), "train")
     assert set(np.unique(sample.target)) == {0, 1, 2}
 
