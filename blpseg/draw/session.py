@@ -229,13 +229,14 @@ class Session:
         assert self._segmenter is not None
         try:
             image = working_image(self.folder.images[index])
-            probability = self._segmenter.predict_proba(image)
-            annotation = self._segmenter.annotation_probability(image)
-            self._results[index] = make_result(self._version, probability, annotation)
         except UserError:  # the image cannot be read, which the page shows
             self._failed.add(index)
             return
-        except Exception as error:
+        try:
+            probability = self._segmenter.predict_proba(image)
+            annotation = self._segmenter.annotation_probability(image)
+            self._results[index] = make_result(self._version, probability, annotation)
+        except Exception as error:  # for example an image with other channels than the scribbled
             self._failed.add(index)
             self._fail(error)
             return

@@ -266,7 +266,7 @@ def test_export(program: Running, open_tab: Open, root: Path) -> None:
     assert len([*(place / "label_maps").iterdir()]) == 3
 
 
-def test_keys_zoom_and_touch(program: Running, open_tab: Open, root: Path) -> None:
+def test_keys_and_zoom(program: Running, open_tab: Open, root: Path) -> None:
     me = open_tab(program.address)
     before = me.position((80, 60))
     zoom = me.page.locator("#zoom-value").inner_text()
