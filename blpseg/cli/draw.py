@@ -10,7 +10,9 @@ from pathlib import Path
 from blpseg.cli.arguments import make_parser
 from blpseg.errors import UserError
 
-_DESCRIPTION = """\
+_DESCRIPTION = f"""\
+{__doc__}
+
 FOLDER holds images, in FOLDER/images or directly. Scribbles are saved while you draw, as \
 FOLDER/scribbles/NAME.png and FOLDER/classes.txt, so that `blpseg train FOLDER` can train on them. \
 Nothing outside FOLDER is written.
