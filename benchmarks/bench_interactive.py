@@ -18,7 +18,11 @@ from statistics import mean, median
 from typing import Any, NamedTuple
 
 import numpy as np
+import pytest
 import torch
+
+pytest.importorskip("skimage", reason="the segmenter and its peers need the test extra")
+
 from skimage.feature import multiscale_basic_features
 from skimage.future import fit_segmenter, predict_segmenter
 from skimage.segmentation import random_walker
