@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 MAX_WORKERS = 8  # each imports torch: 0.5 GB
+LONGEST = ("test_in_the_interpreter", "test_passes_the_cpus_tests")  # half a minute and more each
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Workers use all cores already. Tests of threads set their number themselves.
@@ -35,4 +36,4 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with the longest tests, so that no worker ends with one."""
-    items.sort(key=lambda item: "test_in_the_interpreter" not in item.name)
+    items.sort(key=lambda item: not item.name.startswith(LONGEST))
