@@ -129,7 +129,9 @@ class ErrorBudget:
 
     An error counts relative to the largest number of its image and channel; for the features'
     gradient, where channels mix, relative to the largest of its image. The largest error counts.
-    In float32 it may be twice the error of the plain formulation in float32, plus a few roundings.
+    In float32 it may be twice the error of the plain formulation in float32, of a gradient three
+    times (the rule of flash-attention's tests), plus a few roundings. That error depends on the
+    processor, whose kernels and BLAS sum in orders of their own.
     In float64 nothing more exact is at hand: both results may be wrong by a rounding of the
     scores, whose exponentials are taken.
     """
@@ -175,7 +177,8 @@ class ErrorBudget:
             return self._rounding
         if self._plain is None:
             self._plain = run_reference(self.case)
-        return 2 * self._error(self._plain, name) + 4e-7
+        times = 2 if name == "output" else 3
+        return times * self._error(self._plain, name) + 4e-7
 
     def _error(self, results: Results, name: str) -> float:
         error = (getattr(results, name).double() - getattr(self.expected, name)).abs()
