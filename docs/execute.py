@@ -18,7 +18,7 @@ from nbclient import NotebookClient
 from PIL import Image
 
 NOTEBOOK = Path(__file__).parent / "tutorial.ipynb"
-SECONDS_PER_CELL = 240
+SECONDS_PER_CELL = 600
 TERMINAL_CODES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 
