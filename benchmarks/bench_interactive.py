@@ -3,7 +3,7 @@
 ``python -m benchmarks.bench_interactive FOLDER`` reads a folder of photographs with masks (images/,
 masks/, classes.txt, splits/), draws 1, 2 and 4 strokes per class by the scribble simulator, and
 writes benchmarks/results/interactive.json. Each photograph is on its own: nothing is learned from
-the others. The scores in the docs are those of 12 photographs of PASCAL VOC's val list.
+the others. The docs show the scores on 12 photographs of PASCAL VOC's val list.
 """
 
 from __future__ import annotations
