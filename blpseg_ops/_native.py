@@ -68,7 +68,8 @@ def _load_triton() -> str | None:
     if not torch.backends.cuda.is_built():  # also true of a torch for AMD GPUs
         return f"not loaded: {_no_cuda()}"
     try:
-        importlib.import_module("blpseg_ops.triton.lam")
+        for operator in ("lam", "lam_two_grids"):
+            importlib.import_module(f"blpseg_ops.triton.{operator}")
     except ImportError as error:
         return f"Triton does not load: {error}"
     return None

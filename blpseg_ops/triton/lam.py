@@ -7,8 +7,6 @@ waits for the device.
 
 from __future__ import annotations
 
-from functools import lru_cache
-
 import torch
 from torch import Tensor
 
@@ -44,7 +42,7 @@ def lam(
         return output, log_denominator
     packed_dims = lam_config.packed_dims(features.shape[1])
     packed_channels = lam_config.packed_channels(channels)
-    family, window = _family(features.device), radius is not None
+    family, window = lam_config.family_of_device(features.device), radius is not None
     launch = lam_config.forward(
         family, features.dtype, packed_dims, packed_channels, eps > 0, window
     )
@@ -55,7 +53,7 @@ def lam(
         packed_features = pack(features, grid, packed_dims)
         packed_values = pack(values, grid, packed_channels)
         longest_list = capacity(grid, params, tiles_per_program, window=window)
-        directions = _directions(packed_features, longest_list, family)
+        directions = directions_of(packed_features, longest_list, family)
         tiles = describe(
             packed_features,
             packed_values,
@@ -111,7 +109,7 @@ def lam_backward(
     dims, channels = features.shape[1], values.shape[1]
     packed_dims = lam_config.packed_dims(dims)
     packed_channels = lam_config.packed_channels(channels)
-    family, window = _family(features.device), radius is not None
+    family, window = lam_config.family_of_device(features.device), radius is not None
     launch = lam_config.backward(
         family, features.dtype, packed_dims, packed_channels, eps > 0, window
     )
@@ -126,7 +124,7 @@ def lam_backward(
             pack(maps, grid, packed_channels) for maps in (values, grad_output, output)
         )
         longest_list = capacity(grid, params, tiles_per_program, window=window)
-        directions = _directions(packed_features, longest_list, family)
+        directions = directions_of(packed_features, longest_list, family)
         upstream = Upstream(packed_grad, packed_output, log_denominator)
         tiles = describe(
             packed_features,
@@ -148,7 +146,7 @@ def lam_backward(
             sq_norm=tiles.sq_norm,
             delta=tiles.delta,
             log_denominator=tiles.log_denominator,
-            grad_unit=_grad_unit(packed_grad, packed_values),
+            grad_unit=grad_unit(packed_grad, packed_values),
             **lists._asdict(),
             grad_features=grad_features,
             grad_values=grad_values,
@@ -164,7 +162,7 @@ def lam_backward(
     return laid_out_as(grad_features, features), laid_out_as(grad_values, values)
 
 
-def _directions(
+def directions_of(
     features: Tensor,  # [N, tiles, 64, packed_dims]
     longest_list: int,  # tiles
     family: str,
@@ -175,7 +173,7 @@ def _directions(
     return principal_directions(features, family)
 
 
-def _grad_unit(
+def grad_unit(
     grad_output: Tensor,  # [N, tiles, 64, packed_channels]
     values: Tensor,  # [N, tiles, 64, packed_channels]
 ) -> Tensor:  # [N]
@@ -199,26 +197,7 @@ def _fits(features: Tensor, values: Tensor) -> bool:
     """Return whether the kernels take the inputs; others go to the fallback."""
     return (
         features.dtype in lam_config.DTYPES
-        and _has_matrix_units(features.device)
+        and lam_config.has_matrix_units(features.device)
         and features.shape[1] <= lam_config.MAX_DIMS
         and values.shape[1] <= lam_config.MAX_CHANNELS
     )
-
-
-@lru_cache
-def _has_matrix_units(device: torch.device) -> bool:
-    """Return whether the chip multiplies matrices of every dtype in the table."""
-    if device.type != "cuda" or torch.version.hip is not None:
-        return True
-    return torch.cuda.get_device_capability(device) >= (8, 0)
-
-
-@lru_cache
-def _family(device: torch.device) -> str:
-    """Return the chip's row of the table."""
-    if device.type != "cuda":  # Triton's interpreter, for which any does
-        return "sm_90"
-    properties = torch.cuda.get_device_properties(device)
-    if torch.version.hip is not None:
-        return lam_config.family_of(properties.gcnArchName)
-    return lam_config.family_of(f"sm_{properties.major}{properties.minor}")

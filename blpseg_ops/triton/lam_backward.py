@@ -16,16 +16,11 @@ from blpseg_ops.triton.lam_math import (
     log_weights,
     mask_logits,
     pixel_yx,
+    probability,
+    probability_and_score_gradient,
     scores,
     squared_distances,
 )
-
-
-@triton.jit
-def _probability(log_weight, log_denominator):
-    """Return exp(log_weight - log_denominator), at most 1 whatever the rounding."""
-    log_prob = log_weight - log_denominator
-    return tl.exp(tl.minimum(log_prob, 0.0, propagate_nan=tl.PropagateNan.ALL))
 
 
 @triton.jit
@@ -49,11 +44,9 @@ def _score_gradient(
     )
     if WINDOW:
         log_similarity, log_weight = mask_logits(visible, log_similarity, log_weight)
-    prob = _probability(log_weight, query_log_denominator)
-    grad_score = prob * (reward - query_delta)
-    if HAS_EPS:
-        grad_score -= _probability(log_similarity + log_eps, query_log_denominator) * query_delta
-    return prob, grad_score
+    return probability_and_score_gradient(
+        log_similarity, log_weight, reward, query_log_denominator, query_delta, log_eps, HAS_EPS
+    )
 
 
 @triton.jit
@@ -71,7 +64,7 @@ def _guard_gradient(
     log_similarity = (dot_product - query_sq_norm) * scale
     if WINDOW:
         log_similarity = tl.where(visible, log_similarity, float("-inf"))
-    return -_probability(log_similarity + log_eps, query_log_denominator) * query_delta
+    return -probability(log_similarity + log_eps, query_log_denominator) * query_delta
 
 
 @triton.jit(

@@ -8,6 +8,7 @@ benchmarks/results/lam-aot.md).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 from itertools import product
 from typing import Any, NamedTuple
 
@@ -15,6 +16,7 @@ import torch
 
 MAX_DIMS = 512
 MAX_CHANNELS = 256
+MAX_CHANNELS_OF_TWO_GRIDS = 1024
 MIN_TILES_FOR_DIRECTIONS = 64
 PACKED = 32  # packed widths are multiples of this
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -48,6 +50,25 @@ def family_of(arch: str) -> str:
     if arch.startswith("gfx"):
         return "gfx942"
     return {"sm_90": "sm_90", "sm_100": "sm_100", "sm_103": "sm_100"}.get(arch, "sm_80")
+
+
+@lru_cache
+def has_matrix_units(device: torch.device) -> bool:
+    """Return whether the chip multiplies matrices of every dtype in the table."""
+    if device.type != "cuda" or torch.version.hip is not None:
+        return True
+    return torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+@lru_cache
+def family_of_device(device: torch.device) -> str:
+    """Return the chip's row of the table."""
+    if device.type != "cuda":  # Triton's interpreter, for which any does
+        return "sm_90"
+    properties = torch.cuda.get_device_properties(device)
+    if torch.version.hip is not None:
+        return family_of(properties.gcnArchName)
+    return family_of(f"sm_{properties.major}{properties.minor}")
 
 
 def packed_dims(dims: int) -> int:
@@ -188,6 +209,67 @@ def refine(
         "HAS_EPS": has_eps,
         "WINDOW": window,
         "SYMMETRIC": symmetric,
+        "INPUT_PRECISION": _input_precision_of_bounds(family),
+        "BLOCK": 128,
+    }
+    return Launch(constants, num_warps=4 * tiles_per_program)
+
+
+def two_grids_forward(
+    family: str, dtype: torch.dtype, dims: int, channels: int, has_eps: bool, window: bool
+) -> Launch:
+    """Return the launch of two_grids_forward_kernel: the blocks of the one-grid kernel."""
+    return forward(family, dtype, dims, channels, has_eps, window)._replace(max_registers=None)
+
+
+def two_grids_queries(
+    family: str, dtype: torch.dtype, dims: int, channels: int, has_eps: bool, window: bool
+) -> Launch:
+    """Return the launch of two_grids_queries_kernel: the blocks of the one-grid backward."""
+    launch = backward(family, dtype, dims, channels, has_eps, window)
+    constants = {name: one for name, one in launch.constants.items() if name != "SLICE_C"}
+    return launch._replace(constants=constants)
+
+
+def two_grids_keys(
+    family: str,
+    dtype: torch.dtype,
+    dims: int,
+    channels: int,
+    has_eps: bool,
+    window: bool,
+    features: bool = True,
+    values: bool = True,
+) -> Launch:
+    """Return the launch of two_grids_keys_kernel: here keys are owned, and queries visited."""
+    launch = backward(family, dtype, dims, channels, has_eps, window)
+    constants = {
+        **launch.constants,
+        "KEYS": launch.constants["QUERIES"],
+        "QUERIES": launch.constants["KEYS"],
+        "FEATURES": features,
+        "VALUES": values,
+    }
+    return launch._replace(constants=constants)
+
+
+def two_grids_list(tiles_per_program: int, window: bool, of_keys: bool) -> Launch:
+    """Return the launch of two_grids_list_kernel."""
+    constants = {
+        "TILES_PER_PROGRAM": tiles_per_program,
+        "WINDOW": window,
+        "OF_KEYS": of_keys,
+        "BLOCK": 128,
+    }
+    return Launch(constants)
+
+
+def two_grids_refine(family: str, tiles_per_program: int, has_eps: bool, window: bool) -> Launch:
+    """Return the launch of two_grids_refine_kernel."""
+    constants = {
+        "ROWS": 64 * tiles_per_program,
+        "HAS_EPS": has_eps,
+        "WINDOW": window,
         "INPUT_PRECISION": _input_precision_of_bounds(family),
         "BLOCK": 128,
     }

@@ -137,16 +137,33 @@ def _mean_size(packed: Tensor, grid: TileGrid) -> Tensor:  # [N, tiles, 64, C] -
 
 
 @triton.jit
-def _ratio_over_mean(block, mean):  # [64, BLOCK] and [BLOCK] -> scalar
+def ratio_over_mean(block, mean):  # [64, BLOCK] and [BLOCK] -> scalar
     """Return how many times a tile's largest number exceeds 4 times its channel's mean size."""
     largest = tl.max(tl.abs(block), 0)
     return tl.max(largest / (4 * tl.where(mean > 0, mean, 1)), 0)  # all 0 where the mean is
 
 
 @triton.jit
-def _bound(number, counted):
+def countable_bound(number, counted):
     """Return -inf for pixels that do not count, and a huge bound for NaN: nothing is skipped."""
     return tl.where(counted, tl.where(number == number, number, _HUGE), float("-inf"))
+
+
+@triton.jit
+def leading_and_rest(leading, norm2, not_finite, HAS_DIRECTIONS: tl.constexpr):
+    """Return the 15 coordinates y [64, AXES] and an upper bound |r| of the rest's norm [64].
+
+    Both are 0 where `not_finite` is not 0. Refine rounds y to tf32, which moves <y_a, y_b> by less
+    than the term of 2^-10 adds to |r_a| |r_b|. The other term covers the rounding of sums and of
+    the directions' inner products.
+    """
+    axis = tl.arange(0, _AXES)[None, :]
+    leading = tl.where(axis < _AXES - 1, leading, 0)
+    leading = tl.where(not_finite == 0, leading, 0)
+    rest2 = tl.maximum(norm2 - tl.sum(leading * leading, 1), 0)
+    rounding: tl.constexpr = 2.0**-10 + (2.0**-12 if HAS_DIRECTIONS else 2.0**-13)
+    rest = (1 + 2.0**-10) * tl.sqrt(rest2 + rounding * norm2)
+    return leading, tl.where(not_finite == 0, rest, 0)
 
 
 @triton.jit
@@ -255,16 +272,9 @@ def describe_kernel(
             )
     tl.store(sq_norm + row, norm2)
 
-    # 2. The 15 coordinates y, an upper bound |r| of the rest's norm, and the box of y. Refine
-    # rounds y to tf32, which moves <y_a, y_b> by less than the term of 2^-10 adds to |r_a| |r_b|.
-    # The other term covers the rounding of sums and of the directions' inner products.
+    # 2. The 15 coordinates y, an upper bound |r| of the rest's norm, and the box of y.
     not_finite = tl.sum(norm2, 0) * 0  # NaN where a number is not finite
-    leading = tl.where(axis < _AXES - 1, leading, 0)
-    leading = tl.where(not_finite == 0, leading, 0)
-    rest2 = tl.maximum(norm2 - tl.sum(leading * leading, 1), 0)
-    rounding: tl.constexpr = 2.0**-10 + (2.0**-12 if HAS_DIRECTIONS else 2.0**-13)
-    rest = (1 + 2.0**-10) * tl.sqrt(rest2 + rounding * norm2)
-    rest = tl.where(not_finite == 0, rest, 0)
+    leading, rest = leading_and_rest(leading, norm2, not_finite, HAS_DIRECTIONS)
     tl.store(axes + row[:, None] * _AXES + axis, tl.where(axis < _AXES - 1, leading, rest[:, None]))
     smallest = tl.min(tl.where(inside[:, None], leading, float("inf")), 0)
     largest = tl.max(tl.where(inside[:, None], leading, float("-inf")), 0)
@@ -279,11 +289,11 @@ def describe_kernel(
         maps = row[:, None] * packed_channels + c + lane
         means = image * packed_channels + c + tl.arange(0, BLOCK)
         v = tl.load(values + maps).to(tl.float32)
-        key_ratio = tl.maximum(key_ratio, _ratio_over_mean(v, tl.load(mean_value + means)))
+        key_ratio = tl.maximum(key_ratio, ratio_over_mean(v, tl.load(mean_value + means)))
         not_finite += tl.sum(tl.sum(v, 1), 0) * 0
         if BACKWARD:
             g = tl.load(grad_output + maps).to(tl.float32)
-            query_ratio = tl.maximum(query_ratio, _ratio_over_mean(g, tl.load(mean_grad + means)))
+            query_ratio = tl.maximum(query_ratio, ratio_over_mean(g, tl.load(mean_grad + means)))
             grad_times_output += tl.sum(g * tl.load(output + maps).to(tl.float32), 1)
             largest_grad = tl.maximum(largest_grad, tl.max(tl.abs(g), 1))
             not_finite += tl.sum(tl.sum(g, 1), 0) * 0
@@ -310,10 +320,12 @@ def describe_kernel(
         slack += tl.abs(known)
     # The terms' own rounding is less than the slack.
     query_bound += 2.0**-14 * slack + 2.0**-10 + tl.log(query_ratio) + not_finite
-    query_bound = _bound(query_bound, has_gradient)
-    key_bound = _bound(tl.log(key_ratio) + not_finite + tl.zeros([64], tl.float32), inside)
+    query_bound = countable_bound(query_bound, has_gradient)
+    key_bound = countable_bound(tl.log(key_ratio) + not_finite + tl.zeros([64], tl.float32), inside)
     tl.store(query_log_bound + row, query_bound)
     tl.store(key_log_bound + row, key_bound)
     half_norm2 = tl.abs(scale) * norm2 / 2
-    tl.store(query_max_bound + tile, tl.max(_bound(half_norm2 + query_bound, has_gradient), 0))
-    tl.store(key_max_bound + tile, tl.max(_bound(half_norm2 + key_bound, inside), 0))
+    tl.store(
+        query_max_bound + tile, tl.max(countable_bound(half_norm2 + query_bound, has_gradient), 0)
+    )
+    tl.store(key_max_bound + tile, tl.max(countable_bound(half_norm2 + key_bound, inside), 0))

@@ -16,6 +16,7 @@ from blpseg_ops.triton.lam_math import (
     pixel_yx,
     scores,
     squared_distances,
+    update_softmax,
 )
 
 
@@ -31,28 +32,6 @@ def _add_to_guard(
     rescale = tl.exp(max_logit - new_max)
     step_sum = tl.sum(tl.exp(log_similarity + (log_eps - new_max)[:, None]), 1)
     return rescale, new_max, denominator * rescale + step_sum
-
-
-@triton.jit
-def _update_softmax(
-    log_weight,  # [QUERIES, KEYS]
-    log_similarity,  # [QUERIES, KEYS]
-    log_eps,
-    max_logit,  # [QUERIES]
-    denominator,  # [QUERIES], relative to exp(max_logit)
-    HAS_EPS: tl.constexpr,
-):
-    """Add a step's keys to Z + eps T; return the weights and the factor on what was summed."""
-    step_max = tl.max(log_weight, 1)
-    if HAS_EPS:
-        step_max = tl.maximum(step_max, tl.max(log_similarity, 1) + log_eps)
-    new_max = tl.maximum(max_logit, step_max)
-    rescale = tl.exp(max_logit - new_max)
-    weight = tl.exp(log_weight - new_max[:, None])
-    step_sum = tl.sum(weight, 1)
-    if HAS_EPS:
-        step_sum += tl.sum(tl.exp(log_similarity + (log_eps - new_max)[:, None]), 1)
-    return weight, rescale, new_max, denominator * rescale + step_sum
 
 
 @triton.jit(
@@ -138,7 +117,7 @@ def forward_kernel(
         log_similarity, log_weight = mask_logits(visible, log_similarity, log_weight)
 
         # 4. Online softmax, and the product with the values.
-        weight, rescale, max_logit, denominator = _update_softmax(
+        weight, rescale, max_logit, denominator = update_softmax(
             log_weight, log_similarity, log_eps, max_logit, denominator, HAS_EPS
         )
         value = tl.load(key_values + first_key * packed_channels)

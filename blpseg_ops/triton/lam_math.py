@@ -156,3 +156,50 @@ def mask_logits(visible, log_similarity, log_weight):
     """Return both logits, set to -inf where the query does not see the key."""
     masked = float("-inf")
     return tl.where(visible, log_similarity, masked), tl.where(visible, log_weight, masked)
+
+
+@triton.jit
+def probability(log_weight, log_denominator):
+    """Return exp(log_weight - log_denominator), at most 1 whatever the rounding."""
+    log_prob = log_weight - log_denominator
+    return tl.exp(tl.minimum(log_prob, 0.0, propagate_nan=tl.PropagateNan.ALL))
+
+
+@triton.jit
+def probability_and_score_gradient(
+    log_similarity,  # log(exp(s_ab) / w), w being what the denominator is relative to
+    log_weight,  # log(w_ab / w)
+    reward,  # <g_b, v_a>
+    query_log_denominator,
+    query_delta,
+    log_eps,
+    HAS_EPS: tl.constexpr,
+):
+    """Return P_ab and ds_ab = P_ab (<g_b, v_a> - delta_b) - R_ab delta_b."""
+    prob = probability(log_weight, query_log_denominator)
+    grad_score = prob * (reward - query_delta)
+    if HAS_EPS:
+        grad_score -= probability(log_similarity + log_eps, query_log_denominator) * query_delta
+    return prob, grad_score
+
+
+@triton.jit
+def update_softmax(
+    log_weight,  # [QUERIES, KEYS]
+    log_similarity,  # [QUERIES, KEYS]
+    log_eps,
+    max_logit,  # [QUERIES]
+    denominator,  # [QUERIES], relative to exp(max_logit)
+    HAS_EPS: tl.constexpr,
+):
+    """Add a step's keys to Z + eps T; return the weights and the factor on what was summed."""
+    step_max = tl.max(log_weight, 1)
+    if HAS_EPS:
+        step_max = tl.maximum(step_max, tl.max(log_similarity, 1) + log_eps)
+    new_max = tl.maximum(max_logit, step_max)
+    rescale = tl.exp(max_logit - new_max)
+    weight = tl.exp(log_weight - new_max[:, None])
+    step_sum = tl.sum(weight, 1)
+    if HAS_EPS:
+        step_sum += tl.sum(tl.exp(log_similarity + (log_eps - new_max)[:, None]), 1)
+    return weight, rescale, new_max, denominator * rescale + step_sum

@@ -127,7 +127,7 @@ def list_tiles(
 
 
 @triton.jit
-def _gaps(low, high, own_low, own_high):
+def interval_gaps(low, high, own_low, own_high):
     """Return the least distances of intervals."""
     return tl.maximum(tl.maximum(low - own_high, own_low - high), 0)
 
@@ -193,7 +193,7 @@ def list_kernel(
         tile = start + tl.arange(0, BLOCK)
         exists = tile < end
         tile_axes = tile[:, None] * _AXES + axis[None, :]
-        gaps = _gaps(
+        gaps = interval_gaps(
             tl.load(box_low + tile_axes, mask=exists[:, None], other=0.0),
             tl.load(box_high + tile_axes, mask=exists[:, None], other=0.0),
             own_low[None, :],
@@ -201,8 +201,8 @@ def list_kernel(
         )
         box_distance = tl.minimum(tl.maximum(scale, 0) / 2 * tl.sum(gaps * gaps, 1), _HUGE / 2)
         y, x = tile // tile_columns * 8, tile % tile_columns * 8
-        dy = _gaps(y, y + 7, top, top + 7).to(tl.float32)
-        dx = _gaps(x, x + 7, left, left + 8 * TILES_PER_PROGRAM - 1).to(tl.float32)
+        dy = interval_gaps(y, y + 7, top, top + 7).to(tl.float32)
+        dx = interval_gaps(x, x + 7, left, left + 8 * TILES_PER_PROGRAM - 1).to(tl.float32)
         log_gaussian = tl.maximum(-inv_two_sigma_sq * (dy * dy + dx * dx), log_eps)
         key_bound = tl.load(key_max_bound + tile, mask=exists, other=0.0)
         bound = key_bound + own_query_bound
@@ -227,7 +227,7 @@ def list_kernel(
 
 
 @triton.jit
-def _largest_sum(log2_bound):  # [QUERIES, 64] -> scalar
+def largest_sum(log2_bound):  # [QUERIES, 64] -> scalar
     """Return the largest sum over keys of 2^log2_bound; of two keys side by side, twice the larger.
 
     This takes half of the exponentials.
@@ -239,7 +239,7 @@ def _largest_sum(log2_bound):  # [QUERIES, 64] -> scalar
 
 
 @triton.jit
-def _bin_of(sums):
+def bin_of(sums):
     """Return the histogram's bin of sums: the last one is never skipped."""
     log2_ratio = tl.log2(sums) - _LOG2_BUDGET
     place = tl.minimum(tl.maximum(log2_ratio * _BINS_PER_OCTAVE + (_BINS - 1), 0), _BINS - 1)
@@ -247,7 +247,7 @@ def _bin_of(sums):
 
 
 @triton.jit
-def _skippable_bins(
+def skippable_bins(
     sums,  # pointer to a list's sums
     others,  # pointer to sums; where their bin is not below others_skippable, tiles are left out
     others_skippable,
@@ -265,15 +265,15 @@ def _skippable_bins(
         number = tl.load(sums + entry, mask=counted, other=0.0)
         if HAS_OTHERS:
             other = tl.load(others + entry, mask=counted, other=0.0)
-            counted = counted & (_bin_of(other) < others_skippable)
-        in_bin = (_bin_of(number)[:, None] == bins[None, :]) & counted[:, None]
+            counted = counted & (bin_of(other) < others_skippable)
+        in_bin = (bin_of(number)[:, None] == bins[None, :]) & counted[:, None]
         histogram += tl.sum(tl.where(in_bin, number[:, None], 0), 0)
     fits = (tl.cumsum(histogram, 0) + spent <= _BUDGET) & (bins < _BINS - 1)
     return tl.sum(fits.to(tl.int32), 0)
 
 
 @triton.jit
-def _append_tiles(
+def append_tiles(
     candidates,
     weight_sums,
     near_bin,
@@ -290,9 +290,9 @@ def _append_tiles(
     for start in range(0, length, BLOCK):
         entry = start + tl.arange(0, BLOCK)
         exists = entry < length
-        near = _bin_of(tl.load(weight_sums + entry, mask=exists, other=0.0)) >= near_bin
+        near = bin_of(tl.load(weight_sums + entry, mask=exists, other=0.0)) >= near_bin
         if FAR:
-            guard = _bin_of(tl.load(guard_sums + entry, mask=exists, other=0.0))
+            guard = bin_of(tl.load(guard_sums + entry, mask=exists, other=0.0))
             keep = exists & (guard >= far_bin) & (near == 0)
         else:
             keep = exists & near
@@ -391,22 +391,22 @@ def refine_kernel(
             )
             bound = tl.where(visible, bound, float("-inf"))
         if HAS_EPS:
-            tl.store(guard_sums + i, _largest_sum(bound + own_log_eps))
+            tl.store(guard_sums + i, largest_sum(bound + own_log_eps))
         dy = scaled_y[:, None] - (lane_y + tile_y.to(tl.float32) * unit)[None, :]
         dx = scaled_x[:, None] - (lane_x + tile_x.to(tl.float32) * unit)[None, :]
-        tl.store(weight_sums + i, _largest_sum(bound - dy * dy - dx * dx))
+        tl.store(weight_sums + i, largest_sum(bound - dy * dy - dx * dx))
     tl.debug_barrier()  # the sums are read by other threads than wrote them
 
     # 3. Skip the smallest sums, as many as the budget allows.
     spent = tl.load(skipped_sum + block)
-    near_bin = _skippable_bins(weight_sums, weight_sums, 0, length, spent, False, BLOCK)
-    near = _append_tiles(
+    near_bin = skippable_bins(weight_sums, weight_sums, 0, length, spent, False, BLOCK)
+    near = append_tiles(
         candidates, weight_sums, near_bin, guard_sums, 0, tile_lists, 0, length, False, BLOCK
     )
     far = 0
     if HAS_EPS:
-        far_bin = _skippable_bins(guard_sums, weight_sums, near_bin, length, spent, True, BLOCK)
-        far = _append_tiles(
+        far_bin = skippable_bins(guard_sums, weight_sums, near_bin, length, spent, True, BLOCK)
+        far = append_tiles(
             candidates, weight_sums, near_bin, guard_sums, far_bin, tile_lists, near, length, True,
             BLOCK,
         )  # fmt: skip

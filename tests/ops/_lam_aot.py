@@ -26,6 +26,10 @@ from blpseg_ops.triton import (
     lam_forward,
     lam_pack,
     lam_tile_lists,
+    two_grids_backward,
+    two_grids_describe,
+    two_grids_forward,
+    two_grids_tile_lists,
 )
 from blpseg_ops.triton.lam_config import Launch
 
@@ -37,13 +41,19 @@ KERNELS = {
     "describe": lam_describe.describe_kernel,
     "list": lam_tile_lists.list_kernel,
     "refine": lam_tile_lists.refine_kernel,
+    "two_grids_forward": two_grids_forward.two_grids_forward_kernel,
+    "two_grids_queries": two_grids_backward.two_grids_queries_kernel,
+    "two_grids_keys": two_grids_backward.two_grids_keys_kernel,
+    "two_grids_describe": two_grids_describe.two_grids_describe_kernel,
+    "two_grids_list": two_grids_tile_lists.two_grids_list_kernel,
+    "two_grids_refine": two_grids_tile_lists.two_grids_refine_kernel,
 }
 # Bytes per block on the smallest chip of each family.
 SHARED_MEMORY = {"sm_80": 99 << 10, "sm_90": 227 << 10, "sm_100": 227 << 10, "gfx942": 64 << 10}
 
 _POINTERS = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16"}
 _MAPS = {"features", "values", "grad_output", "output", "grad_features", "grad_values"}
-_MAPS |= {"maps", "packed"}
+_MAPS |= {"maps", "packed", "queries", "grad_queries"}
 _FLOAT_ARRAYS = {"sq_norm", "delta", "log_denominator", "log_denominator_in", "box_low", "box_high"}
 _FLOAT_ARRAYS |= {
     "directions",
@@ -61,8 +71,26 @@ _FLOAT_ARRAYS |= {
     "weight_sums",
     "guard_sums",
 }
+_FLOAT_ARRAYS |= {
+    "inv_two_sigma_sqs",
+    "nearest_score",
+    "sigma_sums",
+    "features_sums",
+    "values_sums",
+    "query_axes",
+    "query_box",
+    "middle_axes",
+    "key_axes",
+    "key_low",
+    "key_high",
+    "own_axes",
+    "other_axes",
+    "own_log_bound",
+    "other_log_bound",
+    "sums",
+}
 _INTEGER_ARRAYS = {"tile_lists", "list_lengths", "candidates", "candidate_lengths"}
-_FLOATS = {"scale", "inv_two_sigma_sq", "log_eps", "log_skip_threshold"}
+_FLOATS = {"scale", "inv_two_sigma_sq", "log_eps", "log_skip_threshold", "log_shares"}
 
 
 class Resources(NamedTuple):

@@ -19,7 +19,7 @@ import triton.language as tl
 from triton.runtime import interpreter
 from triton.runtime.interpreter import InterpretedFunction, InterpreterBuilder, TensorHandle
 
-from blpseg_ops.triton import lam
+from blpseg_ops.triton import lam_config
 
 from . import _tensor_cores
 from ._tensor_cores import Array, TensorCores
@@ -54,7 +54,7 @@ def emulate(family: str) -> Iterator[None]:
     unchecked = interpreter.InterpreterOptions(sanitize_overflow=False)
     with (
         patch.object(interpreter.interpreter_builder, "options", unchecked),
-        patch.object(lam, "_family", lambda device: family),
+        patch.object(lam_config, "family_of_device", lambda device: family),
     ):
         _cores = _tensor_cores.OF_FAMILY[family]
         try:

@@ -15,7 +15,9 @@ pytest.importorskip("triton", reason="no Triton for this platform")
 @pytest.mark.skipif(
     os.environ.get("TRITON_INTERPRET") == "1", reason="this is the interpreter's process"
 )
-@pytest.mark.parametrize("file", ["test_lam_triton.py", "test_lam_tensor_cores.py"])
+@pytest.mark.parametrize(
+    "file", ["test_lam_triton.py", "test_lam_tensor_cores.py", "test_two_grids_triton.py"]
+)
 def test_in_the_interpreter(file: str) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "--quiet", Path(__file__).parent / file],
