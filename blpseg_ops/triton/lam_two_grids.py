@@ -133,8 +133,8 @@ class Band(NamedTuple):
     queries: Tensor  # [N, tiles, 64, packed_dims]
     grids: TwoGrids
     tiles: QueryTiles
-    grad_output: Tensor | None  # [N, tiles, 64, packed_channels], backward only
-    unit: Tensor  # of float16's score gradients, backward only
+    grad_output: Tensor  # [N, tiles, 64, packed_channels]; not read in forward
+    grad_unit: Tensor  # [N] of float16's score gradients; not read in forward
 
 
 class Keys(NamedTuple):
@@ -216,7 +216,7 @@ class Keys(NamedTuple):
         query_grid = TileGrid.of(rows, tiles_per_program)
         packed = pack(rows, query_grid, self.features.shape[-1])
         grids = TwoGrids.of(self.grid, query_grid, self.query_height, top, self.radius)
-        packed_upstream, unit = None, packed
+        packed_upstream, grad, unit = None, packed, packed
         if upstream is not None:
             grad, output = (
                 pack(maps[:, :, top:bottom], query_grid, self.values.shape[-1])
@@ -237,7 +237,6 @@ class Keys(NamedTuple):
             upstream=packed_upstream,
             mean_grad=mean_grad,
         )
-        grad = None if packed_upstream is None else packed_upstream.grad_output
         return Band(packed, grids, tiles, grad, unit)
 
     def list_other_tiles(
@@ -282,7 +281,7 @@ class Keys(NamedTuple):
             "nearest_score": band.tiles.nearest_score,
             "delta": band.tiles.delta,
             "log_denominator": band.tiles.log_denominator,
-            "grad_unit": band.unit,
+            "grad_unit": band.grad_unit,
             "dims": self.dims,
         }
 
