@@ -3,9 +3,10 @@
 #
 #   benchmarks/gpu_suite.sh RESULTS ours    versions, build, tests, compute-sanitizer, our benchmarks
 #   benchmarks/gpu_suite.sh RESULTS peers   the peers' benchmarks, after "ours"
+#   benchmarks/gpu_suite.sh RESULTS queries   lam with queries and its peers, after "ours"
 #
 # RESULTS is a folder (default: benchmarks/results). Each part ends within 9 minutes: that is the sum
-# of its steps' limits. Estimates on an H100 with 16 cores: ours 6 min, peers 6 min.
+# of its steps' limits. Estimates on an H100 with 16 cores: 6 min each.
 # A failed step does not stop the later ones, but for the build; the exit status is 1 if any failed.
 # All output goes to RESULTS/log-PART.txt too. BUILD=0 uses the libraries that are there already.
 set -uo pipefail
@@ -13,7 +14,7 @@ cd "$(dirname "$0")/.." || exit
 python=${PYTHON:-python3}
 results=${1:-benchmarks/results}
 part=${2:-ours}
-case $part in ours | peers) ;; *) echo "usage: $0 [RESULTS] [ours|peers]" >&2; exit 2 ;; esac
+case $part in ours | peers | queries) ;; *) echo "usage: $0 [RESULTS] [ours|peers|queries]" >&2; exit 2 ;; esac
 mkdir -p "$results"
 log=$results/log-$part.txt
 : >"$log"
@@ -122,13 +123,20 @@ if [[ $part == peers ]]; then
   finish
 fi
 
+if [[ $part == queries ]]; then
+  step 20 "kernels in use" bash -c has_kernels || finish
+  measure 120 two-grids benchmarks/bench_two_grids_cuda.py -k blpseg_ops
+  measure 390 two-grids-peers benchmarks/bench_two_grids_cuda.py -k "not blpseg_ops"
+  finish
+fi
+
 step 20 "versions" bash -c versions
 if [[ ${BUILD:-1} != 0 ]]; then step 100 "build" bash -c build || finish; fi
 step 15 "kernels in use" bash -c has_kernels || finish
 workers=()
 if "$python" -c 'import xdist' 2>/dev/null; then workers=(-n 4); fi
 tests=(tests/ops/test_cuda.py tests/ops/test_losses_cuda.py)
-step 180 "tests" "$python" -m pytest -q "${workers[@]}" "${tests[@]}" tests/ops/test_modules.py
+step 170 "tests" "$python" -m pytest -q "${workers[@]}" "${tests[@]}" tests/ops/test_modules.py
 measure 75 lam benchmarks/bench_lam_cuda.py
 measure 60 losses benchmarks/bench_losses.py -k "cuda and blpseg_ops"
 if command -v compute-sanitizer >/dev/null; then

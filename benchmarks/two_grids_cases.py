@@ -56,8 +56,8 @@ CASES = (
 )
 
 
-def make_inputs(case: Case) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Features, values, queries and the gradient of the output.
+def make_inputs(case: Case, device: str = "cpu") -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Features, values, queries and the gradient of the output, drawn on the CPU.
 
     Queries resemble their neighbors as in photos, with 5 % of noise and a norm of 16, that of the
     model's embedding; a key's features are the mean of the queries that it covers.
@@ -70,8 +70,8 @@ def make_inputs(case: Case) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     queries *= 16 / queries.norm(dim=1, keepdim=True)
     features = F.adaptive_avg_pool2d(queries, (case.h, case.w))
     values = torch.randn(1, case.c, case.h, case.w, generator=generator)
-    grad_output = torch.ones(1, 1, 1, 1).expand(1, case.c, case.height, case.width)
-    leaves = (x.requires_grad_(case.backward) for x in (features, values, queries))
+    grad_output = torch.ones(1, 1, 1, 1, device=device).expand(1, case.c, case.height, case.width)
+    leaves = (x.to(device).requires_grad_(case.backward) for x in (features, values, queries))
     return *leaves, grad_output
 
 

@@ -122,7 +122,8 @@ def _flex(case: Case) -> Run:
     if case.radius is not None:
         sides = case.height * case.width, case.h * case.w
         # Not compiled: torch 2.13 writes C++ for it that no compiler takes.
-        mask = create_block_mask(window, None, None, *sides, device="cpu")
+        device = str(torch.get_default_device())
+        mask = create_block_mask(window, None, None, *sides, device=device)
     attention = torch.compile(flex_attention, dynamic=False)
     options: dict[str, Any] = {"score_mod": gaussian, "block_mask": mask, "scale": 1.0}
 

@@ -228,29 +228,33 @@ def two_grids_queries(
     """Return the launch of two_grids_queries_kernel: the blocks of the one-grid backward."""
     launch = backward(family, dtype, dims, channels, has_eps, window)
     constants = {name: one for name, one in launch.constants.items() if name != "SLICE_C"}
+    constants["SLICE_D"] = min(constants["SLICE_D"], 128)  # 256 would spill
     return launch._replace(constants=constants)
 
 
 def two_grids_keys(
-    family: str,
-    dtype: torch.dtype,
-    dims: int,
-    channels: int,
-    has_eps: bool,
-    window: bool,
-    features: bool = True,
-    values: bool = True,
-) -> Launch:
-    """Return the launch of two_grids_keys_kernel: here keys are owned, and queries visited."""
+    family: str, dtype: torch.dtype, dims: int, channels: int, has_eps: bool, window: bool
+) -> list[Launch]:
+    """Return the launches of two_grids_keys_kernel: here keys are owned, and queries visited.
+
+    One launch computes the gradients of features and values where a program can hold both: scores
+    are made once. Else there are two, of features and of values.
+    """
     launch = backward(family, dtype, dims, channels, has_eps, window)
     constants = {
         **launch.constants,
         "KEYS": launch.constants["QUERIES"],
         "QUERIES": launch.constants["KEYS"],
-        "FEATURES": features,
-        "VALUES": values,
+        "SLICE_D": min(launch.constants["SLICE_D"], 128),
     }
-    return launch._replace(constants=constants)
+    if dtype != torch.float32 and not constants["D_FITS_IN_ONE_BLOCK"]:
+        constants["KEYS"] = 64  # 128 would spill
+    both = constants["SLICE_D"] == dims and constants["SLICE_C"] == channels
+    computed = [(True, True)] if both else [(True, False), (False, True)]
+    return [
+        launch._replace(constants={**constants, "FEATURES": features, "VALUES": values})
+        for features, values in computed
+    ]
 
 
 def two_grids_list(tiles_per_program: int, window: bool, of_keys: bool) -> Launch:

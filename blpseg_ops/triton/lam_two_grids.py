@@ -8,8 +8,8 @@ gradients add up over the bands. Nothing waits for the device.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -34,6 +34,8 @@ from blpseg_ops.triton.two_grids_describe import QueryTiles, describe_queries
 from blpseg_ops.triton.two_grids_forward import two_grids_forward_kernel
 from blpseg_ops.triton.two_grids_math import TwoGrids
 from blpseg_ops.triton.two_grids_tile_lists import OtherTiles, list_other_tiles
+
+L = TypeVar("L")  # a launch, or several
 
 BAND = 2**24  # numbers that the packed maps of a band hold, at least one row of tiles
 KEY_PROGRAMS = 512  # that the keys' gradients are cut into, at least
@@ -64,7 +66,7 @@ def lam_two_grids(
         return output, log_denominator
     with torch.cuda.device_of(features):
         keys = Keys.of(features, values, queries, inv_two_sigma_sq, eps, scale, radius)
-        launch = keys.launch(lam_config.two_grids_forward)
+        launch = keys.choose(lam_config.two_grids_forward)
         tiles_per_program = launch.constants["QUERIES"] // TILE
         packed_channels = keys.values.shape[-1]
         for top, bottom in _bands(queries, keys.features.shape[-1]):
@@ -112,7 +114,7 @@ def lam_two_grids_backward(
         return grad_queries, torch.empty_like(features), torch.empty_like(values), grad_inv
     with torch.cuda.device_of(features):
         keys = Keys.of(features, values, queries, inv_two_sigma_sq, eps, scale, radius)
-        launch = keys.launch(lam_config.two_grids_queries)
+        launch = keys.choose(lam_config.two_grids_queries)
         tiles_per_program = launch.constants["QUERIES"] // TILE
         bands = list(_bands(queries, keys.features.shape[-1] + 2 * keys.values.shape[-1]))
         mean_grad = _mean_size(grad_output, keys.values.shape[-1])
@@ -123,7 +125,7 @@ def lam_two_grids_backward(
                 queries, top, bottom, tiles_per_program, upstream=upstream, mean_grad=mean_grad
             )
             grad_inv -= _differentiate_queries(keys, band, launch, grad_queries)
-            sums.add(band, tiles_per_program, len(bands))
+            sums.add(band, len(bands))
     return grad_queries, *sums.gradients(features, values), grad_inv
 
 
@@ -188,18 +190,16 @@ class Keys(NamedTuple):
             family,
         )  # fmt: skip
 
-    def launch(self, choose: Any, **options: bool) -> Launch:
-        """Look up a kernel's launch."""
-        launch: Launch = choose(
+    def choose(self, entry: Callable[..., L]) -> L:
+        """Look up a kernel's launch, or launches, in the table."""
+        return entry(
             self.family,
             self.features.dtype,
             self.features.shape[-1],
             self.values.shape[-1],
             self.log_eps > -math.inf,
             self.radius is not None,
-            **options,
         )
-        return launch
 
     def describe_band(
         self,
@@ -317,38 +317,26 @@ class _KeySums:
 
     def __init__(self, keys: Keys) -> None:
         self._keys = keys
-        packed_dims, packed_channels = keys.features.shape[-1], keys.values.shape[-1]
-        both = keys.launch(lam_config.two_grids_keys)
-        self._slices = (
-            packed_dims // both.constants["SLICE_D"],
-            packed_channels // both.constants["SLICE_C"],
-        )
-        # One kernel computes both where one program can: scores are made once.
-        self._launches = [both]
-        if self._slices != (1, 1):
-            self._launches = [
-                keys.launch(lam_config.two_grids_keys, features=one, values=not one)
-                for one in (True, False)
-            ]
+        self._launches = [
+            (launch, self._slices(launch.constants))
+            for launch in keys.choose(lam_config.two_grids_keys)
+        ]
         n, tiles = keys.features.shape[:2]
-        programs = n * tiles * TILE // both.constants["KEYS"] * max(self._slices)
+        self._tiles_per_program = self._launches[0][0].constants["KEYS"] // TILE
+        blocks = n * tiles // self._tiles_per_program
+        programs = blocks * max(slices for _, slices in self._launches)
         parts = max(1, min(16, KEY_PROGRAMS // programs))
-        shape = parts, n, 1, keys.grid.height, keys.grid.width
+        h, w = keys.grid.height, keys.grid.width
         self._features, self._values = (
-            keys.features.new_zeros(*shape[:2], count, *shape[3:], dtype=torch.float32)
+            keys.features.new_zeros(parts, n, count, h, w, dtype=torch.float32)
             for count in (keys.dims, keys.channels)
         )
 
-    def add(self, band: Band, tiles_per_program: int, bands: int) -> None:
+    def add(self, band: Band, bands: int) -> None:
         """Add what a band of queries gives to the keys."""
         keys = self._keys
-        lists = keys.list_other_tiles(band, tiles_per_program, of_keys=True, bands=bands)
-        for launch in self._launches:
-            constants = launch.constants
-            slices = max(
-                self._slices[0] if constants["FEATURES"] else 1,
-                self._slices[1] if constants["VALUES"] else 1,
-            )
+        lists = keys.list_other_tiles(band, self._tiles_per_program, of_keys=True, bands=bands)
+        for launch, slices in self._launches:
             two_grids_keys_kernel[lists.list_lengths.numel(), slices, len(self._features)](
                 **keys.arguments_of_backward(band, lists),
                 features_sums=self._features,
@@ -356,6 +344,14 @@ class _KeySums:
                 channels=keys.channels,
                 **launch.keywords(),
             )
+
+    def _slices(self, constants: dict[str, Any]) -> int:
+        """Return the number of slices of features or channels that programs take one of."""
+        if constants["FEATURES"] and constants["VALUES"]:
+            return 1
+        if constants["FEATURES"]:
+            return int(self._keys.features.shape[-1] // constants["SLICE_D"])
+        return int(self._keys.values.shape[-1] // constants["SLICE_C"])
 
     def gradients(self, features: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Return the sums over parts, in the dtypes and layouts of features and values."""

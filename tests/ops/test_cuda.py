@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 import pytest
@@ -36,6 +36,8 @@ from ._lam_inputs import (
     run_reference,
     smooth_images,
 )
+from .test_lam_two_grids import Case as TwoGridsCase
+from .test_lam_two_grids import draw
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 
@@ -301,6 +303,60 @@ def test_sanitizer_lam(dtype: torch.dtype, eps: float) -> None:
     for size in ((1, 50, 21, 9, 19), (1, 256, 60, 17, 8)):
         results = run_kernel(normal_case(*size, eps=eps).to(dtype).map(Tensor.cuda))
         assert all(getattr(results, name).isfinite().all() for name in RESULTS)
+
+
+TWO_GRIDS = {
+    "finer": draw((9, 13), (36, 51), 50, 21, eps=1e-3),
+    "coarser": draw((33, 31), (20, 25), 70, 200),
+    "window": draw((32, 32), (112, 112), 64, 33, n=1, radius=3.5),
+    "no Gaussian": draw((12, 12), (48, 50), 300, 5, n=1, inv=0.0),
+}
+
+
+def _two_grids_on_cuda(case: TwoGridsCase) -> dict[str, Tensor]:
+    maps = ("queries", "features", "values", "grad_output", "inv_two_sigma_sq")
+    return replace(case, **{name: getattr(case, name).cuda() for name in maps}).kernel()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", TWO_GRIDS)
+def test_sanitizer_two_grids_agree_with_float64(name: str, dtype: torch.dtype) -> None:
+    case = TWO_GRIDS[name].to(dtype)
+    expected = case.to(torch.float64).fallback()
+    results = _two_grids_on_cuda(case)
+    again = _two_grids_on_cuda(case)
+    tolerance = 2e-4 if dtype == torch.float32 else 8 * torch.finfo(dtype).eps
+    for result in ("output", "grad_queries", "grad_features", "grad_values"):
+        assert torch.equal(results[result], again[result]), f"{result} is not deterministic"
+        error = (results[result].cpu().double() - expected[result]).abs().max()
+        assert error <= tolerance * expected[result].abs().max(), result
+
+
+def test_two_grids_under_autocast_compile_and_a_cuda_graph() -> None:
+    case = draw((9, 13), (36, 51), 50, 21).to(torch.bfloat16)
+    inputs = [x.cuda().requires_grad_() for x in (case.features, case.values, case.queries)]
+    sigma = torch.tensor(3.0, device="cuda", requires_grad=True)
+
+    def step() -> tuple[Tensor, ...]:
+        with torch.autocast("cuda", torch.bfloat16):
+            output = blpseg_ops.lam(*inputs[:2], sigma, queries=inputs[2], radius=3.5)
+        assert output.dtype == torch.float32
+        return output.detach(), *torch.autograd.grad(output.square().sum(), [*inputs, sigma])
+
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        expected = step()  # compiles the kernels, outside of the capture
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = step()
+    graph.replay()
+    compiled = torch.compile(blpseg_ops.lam, fullgraph=True)
+    wide = [x.detach().float() for x in inputs]
+    output = compiled(*wide[:2], sigma.detach(), queries=wide[2], radius=3.5)
+    torch.testing.assert_close(output, expected[0], rtol=1e-5, atol=1e-5)
+    for got, wanted in zip(captured, expected, strict=True):
+        torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-5 * wanted.abs().max().item())
 
 
 def test_sanitizer_upsample_argmax() -> None:

@@ -60,6 +60,44 @@ def test_fits(family: str, name: str, dtype: torch.dtype, launch: Launch) -> Non
     assert used.spilled <= spill_limit(dtype)
 
 
+# D and C of packed maps: the module's, and DINOv2-S's in the precision in which it needs most.
+TWO_GRIDS_SIZES = [(torch.float32, 64, 32), (torch.float32, 128, 384), (torch.float16, 256, 64)]
+
+
+def _launches_of_two_grids(family: str) -> list[tuple[str, torch.dtype, Launch]]:
+    """Return launches with eps and a window."""
+    launches: list[tuple[str, torch.dtype, Launch]] = [
+        ("two_grids_describe", torch.float32, lam_config.describe(family, True, False, True)),
+        ("two_grids_list", torch.float32, lam_config.two_grids_list(2, True, True)),
+        ("two_grids_refine", torch.float32, lam_config.two_grids_refine(family, 2, True, True)),
+    ]
+    for dtype, *sizes in TWO_GRIDS_SIZES:
+        options = family, dtype, *sizes, True, True
+        launches += [
+            ("two_grids_forward", dtype, lam_config.two_grids_forward(*options)),
+            ("two_grids_queries", dtype, lam_config.two_grids_queries(*options)),
+        ]
+        launches += [
+            ("two_grids_keys", dtype, launch) for launch in lam_config.two_grids_keys(*options)
+        ]
+    return launches
+
+
+TWO_GRIDS_CASES = [
+    (family, *case) for family in ("sm_80", "sm_90") for case in _launches_of_two_grids(family)
+]
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("family", "name", "dtype", "launch"),
+    TWO_GRIDS_CASES,
+    ids=[f"{family}-{name}-{i}" for i, (family, name, _, _) in enumerate(TWO_GRIDS_CASES)],
+)
+def test_two_grids_fit(family: str, name: str, dtype: torch.dtype, launch: Launch) -> None:
+    test_fits(family, name, dtype, launch)
+
+
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("dims", [64, 256])
 @pytest.mark.parametrize("name", lam_config.KERNELS)
@@ -135,11 +173,13 @@ USERS_LAYOUT = {("pack_kernel", "maps"), ("pack_kernel", "stride_x")}
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_shapes_compile_nothing_new(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     from blpseg_ops.triton.lam import lam, lam_backward
+    from blpseg_ops.triton.lam_two_grids import lam_two_grids, lam_two_grids_backward
 
     variants = _Variants()
     monkeypatch.setattr(
         JITFunction, "run", lambda *args, **kwargs: variants.record(*args, **kwargs)
     )
+    inv = {n: torch.full((n,), 0.1) for n in (1, 2, 3)}
     for n in (1, 2, 3):
         for h, w in ((1, 1), (3, 5), (8, 8), (9, 17), (31, 33), (16, 64)):
             features = torch.empty(n, 50, h, w, dtype=dtype)
@@ -147,6 +187,12 @@ def test_shapes_compile_nothing_new(dtype: torch.dtype, monkeypatch: pytest.Monk
             for params in ((3.0, 0.0, 1.0), (2.0, 1e-3, 0.5), (3.0, 0.0, 1.0, 4)):
                 output, log_denominator = lam(features, values, *params)
                 lam_backward(values, features, values, output, log_denominator, *params)
-    assert len(variants.seen) >= 6
+            queries = torch.empty(n, 50, 2 * h + 1, 3 * w, dtype=dtype)
+            for params in ((0.0, 1.0), (1e-3, 0.5), (0.0, 1.0, 1.5)):
+                maps = queries, features, values
+                output, log_denominator = lam_two_grids(*maps, inv[n], *params)
+                saved = output, log_denominator, inv[n]
+                lam_two_grids_backward(output, *maps, *saved, *params)
+    assert len(variants.seen) >= 12
     for kernel, specializations in variants.seen.items():
         assert len(specializations) == 1, (kernel, specializations)
