@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 pytest.importorskip("skimage", reason="the segmenter and its peers need the test extra")
 
@@ -28,6 +29,7 @@ from skimage.future import fit_segmenter, predict_segmenter
 from skimage.segmentation import random_walker
 
 import blpseg
+import blpseg_ops
 from blpseg.config import DataConfig
 from blpseg.data.folder import ScribbleFolder
 from blpseg.data.labels import IGNORE
@@ -35,6 +37,7 @@ from blpseg.data.scribble_simulator import simulate_strokes
 
 STROKES = (1, 2, 4)
 OURS = "ScribbleSegmenter"
+_STEPS, _LEARNING_RATE = 100, 1e-2  # of heads that are trained by gradients
 RESULT = Path(__file__).parent / "results" / "interactive.json"
 
 
@@ -71,6 +74,33 @@ def segmenter(photo: Photo, scribbles: np.ndarray, **options: Any) -> Result:
         labels = ours.fit([photo.image], [scribbles]).predict(photo.image)
         seconds.append(time.perf_counter() - start)
     return Result(labels, *seconds)
+
+
+def trained(photo: Photo, scribbles: np.ndarray, gamma: float) -> Result:
+    """Train both heads together by BLPSeg's losses, in place of the closed form; then LAM."""
+    ours = blpseg.ScribbleSegmenter(photo.num_classes, device="cpu")
+    start = time.perf_counter()
+    heads = ours.fit([photo.image], [scribbles])._heads
+    middle = time.perf_counter()
+    samples = ours._training_data()
+    features = heads.normalize(samples.features)
+    target = samples.labels.where(samples.labeled, photo.num_classes)[None, None]
+    represented = float(samples.weights[~samples.labeled].mean())  # cells per unlabeled sample
+    parameters = [*heads.classes.parameters(), *heads.annotation.parameters()]
+    for parameter in parameters:
+        nn.init.zeros_(parameter)
+    optimizer = torch.optim.Adam(parameters, _LEARNING_RATE)
+    for _ in range(_STEPS):
+        logits = (head(features).T[None, :, None] for head in (heads.classes, heads.annotation))
+        found = blpseg_ops.blp_objective(
+            *logits, target, gamma=gamma, unlabeled_weight=0.02 * represented
+        )
+        optimizer.zero_grad()
+        (found.blp_loss + found.annotation_loss).backward()
+        optimizer.step()
+    labels = ours.predict(photo.image)
+    end = time.perf_counter()
+    return Result(labels, end - start, end - middle)
 
 
 def forest(photo: Photo, scribbles: np.ndarray) -> Result:
@@ -115,28 +145,38 @@ METHODS: dict[str, Method] = {
     OURS: segmenter,
     "without LAM": partial(segmenter, sigma=0.1),  # a window of 0 cells: LAM changes nothing
     "without the image at twice its size": partial(segmenter, scales=(1.0,)),
+    "heads trained by partial cross entropy": partial(trained, gamma=0.0),
+    "heads trained by the BLP loss": partial(trained, gamma=2.0),
     "random forest (scikit-image)": forest,
     "random walker (scikit-image)": walker,
     "GrabCut (OpenCV)": grabcut,
 }
 
 
-def photos(folder: Path, split: str, count: int) -> Iterator[Photo]:
-    """Choose photographs at random whose every class is large enough for a stroke."""
-    data = ScribbleFolder(DataConfig(folder), split, labels="masks", quiet=True, check=False)
-    for index in np.random.default_rng(0).permutation(len(data)):
+def chosen_indices(data: ScribbleFolder, count: int) -> Iterator[int]:
+    """Choose photographs at random that have two classes, each large enough for a stroke."""
+    for index in np.random.default_rng(0).permutation(len(data)).tolist():
         if not count:
             return
-        sample = data[int(index)]
-        mask = sample.mask.numpy()
+        mask = data[index].mask.numpy()
         drawn = np.unique(simulate_strokes(mask, 1, seed=0))
         classes = [label for label in np.unique(mask) if label != IGNORE]
         if len(classes) < 2 or set(classes) - set(drawn):
             continue
+        count -= 1
+        yield index
+
+
+def photos(folder: Path, split: str, count: int) -> Iterator[Photo]:
+    """Read photographs, and number the classes of each from 0."""
+    data = ScribbleFolder(DataConfig(folder), split, labels="masks", quiet=True, check=False)
+    for index in chosen_indices(data, count):
+        sample = data[index]
+        mask = sample.mask.numpy()
+        classes = [label for label in np.unique(mask) if label != IGNORE]
         table = np.full(256, IGNORE, np.uint8)
         table[classes] = range(len(classes))
         image = np.ascontiguousarray(sample.image.permute(1, 2, 0).numpy())
-        count -= 1
         yield Photo(sample.name, image, table[mask], len(classes))
 
 
@@ -177,6 +217,16 @@ def main() -> None:
         print(f"{done}/{len(chosen)} {photo.name}", flush=True)
 
 
+def machine() -> dict[str, Any]:
+    """Describe the processor and the libraries."""
+    return {
+        "cpu": cpu_model(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "blpseg": blpseg.__version__,
+    }
+
+
 @cache
 def cpu_model() -> str:
     """Return the processor's name."""
@@ -189,12 +239,7 @@ def _summary(
     rows: dict[tuple[str, int], list[tuple[float, float, float]]], chosen: list[Photo]
 ) -> dict[str, Any]:
     return {
-        "machine": {
-            "cpu": cpu_model(),
-            "threads": torch.get_num_threads(),
-            "torch": torch.__version__,
-            "blpseg": blpseg.__version__,
-        },
+        "machine": machine(),
         "photos": [photo.name for photo in chosen],
         "results": [
             {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,10 +10,12 @@ import torch
 
 from blpseg.config import ModelConfig
 from blpseg.errors import UserError, raise_problems
-from blpseg.files import write_whole
+from blpseg.files import read_tensors, write_whole
 from blpseg.hub import weights_cache
 from blpseg.model import BLPSeg
 from blpseg.pretrained import IMAGENET, PYPI, Normalization
+from blpseg.segmenter.network import start_from_segmenter
+from blpseg.segmenter.storage import is_saved_segmenter
 
 
 class Trained(NamedTuple):
@@ -117,10 +118,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         raise UserError(f"{path}: expected a checkpoint, but there is no such file")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError):
-        content = None
+    content = read_tensors(path)
     expected = {"model", "classes", "config", "iteration"}
     if not isinstance(content, dict) or not expected <= content.keys():
         raise UserError(
@@ -130,13 +128,16 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def start_from(path: Path, model: BLPSeg, classes: Sequence[str]) -> str:
-    """Load a checkpoint's weights into the model of a new run.
+    """Load a checkpoint's weights, or a saved segmenter's, into the model of a new run.
 
-    Where the classes differ, the last layers of both heads keep the new model's fresh weights. So
-    does LAM's embedding if the checkpoint's model has no LAM.
+    Of a file of `ScribbleSegmenter.save`, :func:`blpseg.segmenter.network.start_from_segmenter`
+    takes the backbone and the head. Of a checkpoint everything is taken, with two exceptions. Where
+    the classes differ, the last layers of both heads keep the new model's fresh weights. So does
+    LAM's embedding if the checkpoint's model has no LAM.
 
     Args:
-        path: A checkpoint of a run, an imported one, or another file of `model_content`.
+        path: A checkpoint of a run, an imported one, another file of `model_content`, or a saved
+            segmenter.
         model: The new model; it gets the checkpoint's weights and its scaling of images.
         classes: Names of its K classes.
 
@@ -144,8 +145,11 @@ def start_from(path: Path, model: BLPSeg, classes: Sequence[str]) -> str:
         A sentence that says what was loaded.
 
     Raises:
-        UserError: The file is no checkpoint, or its model has other layers.
+        UserError: The file is of another kind, or its model or segmenter has other layers.
     """
+    content = read_tensors(path) if path.is_file() else None
+    if is_saved_segmenter(content):
+        return start_from_segmenter(path, content, model, classes)
     content = load_checkpoint(path)
     ours, theirs = model.state_dict(), dict(content["model"])
     same = list(classes) == list(content["classes"])

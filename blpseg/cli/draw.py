@@ -52,11 +52,12 @@ def run(argv: Sequence[str]) -> int:
         ) from error
     from blpseg.draw.folder import DrawFolder
     from blpseg.draw.session import Segmenter
+    from blpseg.draw.working_copy import WORKING_SIDE
 
     def make_segmenter(num_classes: int) -> Segmenter:
         from blpseg import ScribbleSegmenter  # takes seconds, in the segmenter's thread
 
-        return ScribbleSegmenter(num_classes=num_classes, backbone=options.backbone)
+        return ScribbleSegmenter(num_classes, options.backbone, max_side=WORKING_SIDE)
 
     # People draw one class after the other, and the page shows which have scribbles.
     warnings.filterwarnings("ignore", "no scribbles of class", UserWarning)

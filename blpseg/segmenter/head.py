@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from blpseg.segmenter.samples import Samples
 
+TEMPERATURE = 1 / 6  # of the class probabilities; scores are about 1 for the class, else 0
 _CHUNK = 2**14  # samples that are converted to float32 at once
 _UNLABELED_WEIGHT = 0.02  # of a cell without a label in the annotation loss, as published
 _ANNOTATION_STEPS, _ANNOTATION_BATCH, _ANNOTATION_LR = 80, 4096, 1e-2

@@ -20,15 +20,15 @@ from blpseg.pretrained import PACKAGES, PYPI
 from blpseg.segmenter import storage
 from blpseg.segmenter.aggregation import aggregate
 from blpseg.segmenter.features import FeatureCache, FrozenFeatures, as_photos, window_image
-from blpseg.segmenter.head import Heads, fit_classes, train_annotation
+from blpseg.segmenter.head import TEMPERATURE, Heads, fit_classes, train_annotation
 from blpseg.segmenter.inputs import Picture, read_picture, read_scribbles, require_pairs
 from blpseg.segmenter.samples import Samples, has_labels, join, sample_window
+from blpseg.segmenter.shrinking import shrink_image, shrink_scribbles, shrunk_size
 from blpseg.segmenter.windows import Window, windows
 
 Image = np.ndarray | str | PathLike[str]
 
 _MARGIN = 128  # pixels of context around the core of a window
-_TEMPERATURE = 1 / 6  # of the class probabilities; scores are about 1 for the class, else 0
 _CELLS_AT_ONCE = 2**15  # that a head sees in float32
 _UNLABELED_CELLS = 1024  # per window: for normalization and the annotation head
 
@@ -49,6 +49,8 @@ class ScribbleSegmenter:
         sigma: Standard deviation of LAM's Gaussian, in cells of 4 x 4 pixels.
         window: Largest side of an image, in pixels, that the backbone sees at once; larger images
             are divided into windows. A multiple of 32, at least 512.
+        max_side: Longer side, in pixels, to which larger images and their scribbles are shrunk
+            first; results have the image's own size. None keeps every pixel.
         cache_bytes: Bytes of features that are kept between calls.
         seed: Seed of every random choice.
         device: "auto" (the accelerator if there is one), "cpu", "cuda", ...
@@ -71,6 +73,7 @@ class ScribbleSegmenter:
         scales: Sequence[float] = (1.0, 2.0),
         sigma: float = 6.0,
         window: int = 1024,
+        max_side: int | None = None,
         cache_bytes: int = 2**30,
         seed: int = 0,
         device: str = "auto",
@@ -81,13 +84,15 @@ class ScribbleSegmenter:
             raise UserError(
                 f"window: expected a multiple of 32, at least {4 * _MARGIN}, got {window}"
             )
+        if max_side is not None and max_side < 1:
+            raise UserError(f"max_side: expected at least 1 pixel, got {max_side}")
         if not scales or not all(0.25 <= scale <= 4 for scale in scales):
             raise UserError(f"scales: expected numbers from 0.25 to 4, got {[*scales]}")
         if pretrained is None:
             pretrained = PYPI if backbone.split(".")[0] in PACKAGES else True
         self.num_classes = num_classes
         self.backbone, self.scales, self.sigma = backbone, [*map(float, scales)], sigma
-        self.window, self.seed = window, seed
+        self.window, self.max_side, self.seed = window, max_side, seed
         self._device = choose_device(device)
         try:
             with torch.random.fork_rng(devices=[]):
@@ -136,7 +141,8 @@ class ScribbleSegmenter:
             picture = read_picture(image, f"images[{index}]")
             labels = read_scribbles(drawn, picture, self.num_classes, f"scribbles[{index}]")
             groups = _require_groups(picture, groups, f"images[{index}]")
-            samples[picture.key] = self._sample(picture, labels)
+            small = self._shrunk(picture)
+            samples[picture.key] = self._sample(small, shrink_scribbles(labels, small.size))
         samples = {key: found for key, found in samples.items() if len(found.labels)}
         if not samples:
             raise UserError("scribbles: expected labels, but every pixel is 255 (unlabeled)")
@@ -166,7 +172,10 @@ class ScribbleSegmenter:
         Raises:
             UserError: The image is unreadable or of a wrong type, or nothing was fitted yet.
         """
-        picture, heads = self._ready(image)
+        picture, small, heads = self._ready(image)
+        if small.size != picture.size:
+            probabilities = torch.from_numpy(self._probabilities(small, heads))[None]
+            return blpseg_ops.upsample_argmax(probabilities, picture.size)[0].numpy()
         classes = np.array(self.labeled_classes, np.uint8)
         labels = np.empty(picture.size, np.uint8)
         for window, scores in self._class_scores(picture, heads):
@@ -180,13 +189,8 @@ class ScribbleSegmenter:
         Returns:
             [K, H, W] float32; 0 for classes without scribbles.
         """
-        picture, heads = self._ready(image)
-        classes = self.labeled_classes
-        out = np.zeros((self.num_classes, *picture.size), np.float32)
-        for window, scores in self._class_scores(picture, heads):
-            probabilities = _upsampled(scores / _TEMPERATURE, window).softmax(0)
-            out[classes, window.core_rows, window.core_columns] = _core(probabilities, window)
-        return out
+        picture, small, heads = self._ready(image)
+        return _enlarged(self._probabilities(small, heads), picture.size)
 
     def annotation_probability(self, image: Image) -> np.ndarray:  # [H, W] float32
         """Compute the probability that people would annotate a pixel; see `predict` for errors.
@@ -196,16 +200,16 @@ class ScribbleSegmenter:
         Returns:
             [H, W] float32, 0 to 1.
         """
-        picture, heads = self._ready(image)
+        picture, small, heads = self._ready(image)
         if not self._annotation_is_fitted:
             train_annotation(heads, self._training_data(), self.seed)
             self._annotation_is_fitted = True
-        out = np.empty(picture.size, np.float32)
-        for window, features in self._window_features(picture):
+        out = np.empty(small.size, np.float32)
+        for window, features in self._window_features(small):
             logits = _by_cell(heads.annotation, heads, features)
             probability = 1 - _upsampled(logits, window).softmax(0)[-1]
             out[window.core_rows, window.core_columns] = _core(probability, window)
-        return out
+        return _enlarged(out[None], picture.size)[0]
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write the segmenter to one file: backbone, heads, and the scribbled pixels' features.
@@ -225,6 +229,7 @@ class ScribbleSegmenter:
                     "scales": self.scales,
                     "sigma": self.sigma,
                     "window": self.window,
+                    "max_side": self.max_side,
                     "seed": self.seed,
                 },
                 "groups": self._groups,
@@ -263,12 +268,27 @@ class ScribbleSegmenter:
         joined = join([*self._samples.values()])
         return Samples(*(part.to(self._device) for part in joined))
 
-    def _ready(self, image: Image) -> tuple[Picture, Heads]:
+    def _ready(self, image: Image) -> tuple[Picture, Picture, Heads]:
+        """Return the picture, the same shrunk to `max_side`, and the heads."""
         if self._heads is None:
             raise UserError("predict: nothing was fitted yet; call fit first")
         picture = read_picture(image, "image")
         _require_groups(picture, self._groups, "image")
-        return picture, self._heads
+        return picture, self._shrunk(picture), self._heads
+
+    def _shrunk(self, picture: Picture) -> Picture:
+        if self.max_side is None:
+            return picture
+        size = shrunk_size(*picture.size, self.max_side)
+        return picture._replace(pixels=shrink_image(picture.pixels, size))
+
+    def _probabilities(self, picture: Picture, heads: Heads) -> np.ndarray:  # [K, H, W] float32
+        classes = self.labeled_classes
+        out = np.zeros((self.num_classes, *picture.size), np.float32)
+        for window, scores in self._class_scores(picture, heads):
+            probabilities = _upsampled(scores / TEMPERATURE, window).softmax(0)
+            out[classes, window.core_rows, window.core_columns] = _core(probabilities, window)
+        return out
 
     def _sample(self, picture: Picture, scribbles: np.ndarray) -> Samples:
         rng = np.random.default_rng(self.seed)
@@ -319,6 +339,15 @@ def _size(window: Window) -> tuple[int, int]:
 def _upsampled(logits: Tensor, window: Window) -> Tensor:  # [K, h, w] -> [K, H, W]
     size = _size(window)
     return F.interpolate(logits[None], size, mode="bilinear", align_corners=False)[0]
+
+
+def _enlarged(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:  # [K, h, w] -> [K, H, W]
+    if values.shape[1:] == size:
+        return values
+    enlarged = F.interpolate(
+        torch.from_numpy(values)[None], size, mode="bilinear", align_corners=False
+    )
+    return enlarged[0].numpy()
 
 
 def _core(values: Tensor, window: Window) -> np.ndarray:

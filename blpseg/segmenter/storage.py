@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import pickle
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 
 from blpseg.errors import UserError
-from blpseg.files import write_whole
+from blpseg.files import read_tensors, write_whole
 
 FORMAT = "blpseg.ScribbleSegmenter 1"
 
@@ -31,13 +30,15 @@ def load(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         raise UserError(f"{path}: expected a saved segmenter, but there is no such file")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError):
-        content = None
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
+    content = read_tensors(path)
+    if not is_saved_segmenter(content):
         raise UserError(
             f"{path}: expected a file that ScribbleSegmenter.save wrote ({FORMAT}), got a file of "
             "another kind"
         )
     return content
+
+
+def is_saved_segmenter(content: Any) -> TypeGuard[dict[str, Any]]:
+    """Return whether this is the content of a file of `save`."""
+    return isinstance(content, dict) and content.get("format") == FORMAT

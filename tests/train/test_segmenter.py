@@ -171,6 +171,25 @@ def test_a_saved_segmenter_goes_on(tmp_path: Path) -> None:
     assert np.array_equal(segmenter.predict_proba(other), loaded.predict_proba(other))
 
 
+def test_large_images_are_shrunk(tmp_path: Path) -> None:
+    """It learns what it learns from the shrunk image; results have the image's size."""
+    image, scribbles, _ = draw_shapes(0)
+    large, drawn = (part.repeat(3, 0).repeat(3, 1) for part in (image, scribbles))
+    segmenter = tiny(max_side=64).fit([large], [drawn])
+    segmenter.save(tmp_path / "saved.pt")
+    loaded = ScribbleSegmenter.load(tmp_path / "saved.pt")
+    expected = tiny().fit([image], [scribbles])
+    labels, probabilities = loaded.predict(large), loaded.predict_proba(large)
+    assert labels.shape == large.shape[:2] and probabilities.shape == (3, *large.shape[:2])
+    assert np.array_equal(labels[1::3, 1::3], expected.predict(image))
+    assert (probabilities.argmax(0) == labels).mean() > 0.999
+    np.testing.assert_allclose(
+        loaded.annotation_probability(large)[1::3, 1::3],
+        expected.annotation_probability(image),
+        atol=1e-5,
+    )
+
+
 def test_windows_tile_the_image() -> None:
     height, width = 1100, 2000
     seen = np.zeros((height, width), int)
