@@ -2,7 +2,8 @@
 
 ``python -m benchmarks.report benchmarks/results/cpu.json`` fills README.md, docs/performance.md
 and benchmarks/results/goals.md; ``demo.json`` fills README.md and docs/ablation.md;
-``interactive.json`` fills docs/segmenter.md. Each report fills its place, from
+``interactive.json``, ``segmenter-init.json``, ``next-stroke.json`` and ``large-images.json`` fill
+docs/segmenter.md. Each report fills its place, from
 ``<!-- NAME:begin -->`` to ``<!-- NAME:end -->``; all other text stays. With ``--check`` nothing is
 written, and the command fails if a table differs from the result file.
 """
@@ -63,6 +64,9 @@ PAGES: dict[str, dict[str, dict[str, Report]]] = {
         "docs/ablation.md": {"demo": report_demo.by_distance},
     },
     "interactive.json": {"docs/segmenter.md": {"interactive": report_interactive.report}},
+    "segmenter-init.json": {"docs/segmenter.md": {"starts": report_interactive.starts}},
+    "next-stroke.json": {"docs/segmenter.md": {"next-stroke": report_interactive.next_stroke}},
+    "large-images.json": {"docs/segmenter.md": {"large-images": report_interactive.large_images}},
 }
 
 

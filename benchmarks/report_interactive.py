@@ -1,7 +1,8 @@
-"""The table in docs/segmenter.md: scores and times of interactive segmentation."""
+"""The tables in docs/segmenter.md: scores, times and memory of interactive segmentation."""
 
 from __future__ import annotations
 
+from statistics import mean
 from typing import Any
 
 from benchmarks import tables
@@ -25,5 +26,50 @@ def report(result: dict[str, Any]) -> str:
     ]
     heads = [f"{count} stroke{'s' if count > 1 else ''}" for count in strokes]
     table = tables.table(["method", *heads, "first", "stroke", "photographs"], rows)
+    return f"{table}\n\n{_where(result)}"
+
+
+def starts(result: dict[str, Any]) -> str:
+    """Return the mean IoU of networks that train from a segmenter and from a fresh start."""
+    curves: dict[str, list[dict[str, float]]] = {}
+    for one in result["curves"]:
+        curves.setdefault(one["start"], []).append(one["miou"])
+    iterations = [*next(iter(curves.values()))[0]]
+    rows = [
+        (start, *(f"{mean(run[i] for run in runs):.3f}" for i in iterations))
+        for start, runs in curves.items()
+    ]
+    table = tables.table(["start", *(f"{i} iterations" for i in iterations)], rows)
+    return (
+        f"{table}\n\n{len(result['train'])} photographs to train on, {len(result['val'])} to "
+        f"score on; seeds: {len(result['curves']) // len(curves)}. The segmenter itself: "
+        f"{result['segmenter']:.3f}. {_where(result)}"
+    )
+
+
+def next_stroke(result: dict[str, Any]) -> str:
+    """Return the mean IoU after dots at the places that each rule names."""
+    rows = [
+        (rule, *(f"{score:.3f}" for score in scores)) for rule, scores in result["mean_iou"].items()
+    ]
+    table = tables.table(["next dot at", *(f"{dots} dots" for dots in result["dots"])], rows)
+    return f"{table}\n\n{len(result['photos'])} photographs. {_where(result)}"
+
+
+def large_images(result: dict[str, Any]) -> str:
+    """Return seconds and peak memory of large and of many images."""
+    rows = [
+        (
+            row["case"],
+            f"{row['first_seconds']:.1f} s",
+            f"{row['stroke_seconds']:.1f} s",
+            f"{row['peak_bytes'] / 1e9:.1f} GB",
+        )
+        for row in result["results"]
+    ]
+    return f"{tables.table(['', 'first', 'stroke', 'peak memory'], rows)}\n\n{_where(result)}"
+
+
+def _where(result: dict[str, Any]) -> str:
     machine = result["machine"]
-    return f"{table}\n\n{machine['cpu']}, {machine['threads']} threads; torch {machine['torch']}."
+    return f"{machine['cpu']}, {machine['threads']} threads; torch {machine['torch']}."

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from blpseg_ops import __version__
-
 if TYPE_CHECKING:
     from blpseg.authors import load_authors_checkpoint
     from blpseg.model import BLPSeg
     from blpseg.segmenter import ScribbleSegmenter
+    from blpseg_ops import __version__
 
 __all__ = ["BLPSeg", "ScribbleSegmenter", "__version__", "load_authors_checkpoint"]
 
 
 def __getattr__(name: str) -> Any:
-    # timm takes seconds to import, and `blpseg --help` has no need of it.
+    # torch and timm take seconds to import; `blpseg --help` and `blpseg draw` start without them.
+    if name == "__version__":
+        from blpseg_ops import __version__
+
+        return __version__
     if name == "BLPSeg":
         from blpseg.model import BLPSeg
 

@@ -276,7 +276,8 @@ class TrainConfig:
 
     init: Path | None = None
     """Checkpoint whose weights the run starts from, instead of `model.pretrained`: of a run, or
-    imported. Where its classes are others, the last layers are fresh."""
+    imported. Where its classes are others, the last layers are fresh. Or a saved ScribbleSegmenter,
+    whose backbone and head are taken."""
 
     overwrite: bool = field(default=False, metadata=_RESUMABLE)
     """Replace an earlier run in the run folder; other files there are kept."""

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from blpseg.data.images import image_shape, read_image
-from blpseg.segmenter.shrinking import shrink_image, shrink_scribbles, shrunk_size
+from blpseg.data.shrinking import shrink_image, shrink_scribbles, shrunk_size
 
 WORKING_SIDE = 1024  # pixels of the longer side
 

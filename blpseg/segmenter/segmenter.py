@@ -14,6 +14,7 @@ from torch import Tensor
 
 import blpseg_ops
 from blpseg.data.labels import MAX_CLASSES
+from blpseg.data.shrinking import shrink_image, shrink_scribbles, shrunk_size
 from blpseg.devices import choose_device
 from blpseg.errors import UserError
 from blpseg.pretrained import PACKAGES, PYPI
@@ -23,7 +24,6 @@ from blpseg.segmenter.features import FeatureCache, FrozenFeatures, as_photos, w
 from blpseg.segmenter.head import TEMPERATURE, Heads, fit_classes, train_annotation
 from blpseg.segmenter.inputs import Picture, read_picture, read_scribbles, require_pairs
 from blpseg.segmenter.samples import Samples, has_labels, join, sample_window
-from blpseg.segmenter.shrinking import shrink_image, shrink_scribbles, shrunk_size
 from blpseg.segmenter.windows import Window, windows
 
 Image = np.ndarray | str | PathLike[str]

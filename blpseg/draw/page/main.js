@@ -575,13 +575,18 @@ async function drawAgain(index, edits) {
 async function adoptEarlier() {
   let count = 0;
   let last = null;
-  for (const { index, base, edits } of await saver.adopt()) {
+  for (const entry of await saver.leftBehind()) {
+    const { index, base, edits } = entry;
     if (index !== current) await open(index);
-    if (!stage.editable) continue;
+    if (!stage.editable) continue; // they wait until the image can be drawn on
     const same = saver.revision(index) === base;
     const usable = same ? edits : edits.filter((edit) => edit.kind === "stroke");
-    if (!stage.map.wouldChange(usable)) continue;
+    if (!stage.map.wouldChange(usable)) {
+      saver.forget(entry);
+      continue;
+    }
     await drawAgain(index, usable);
+    saver.forget(entry);
     count += usable.length;
     last = state.images[index].name;
   }

@@ -79,19 +79,26 @@ export class Saver extends EventTarget {
     return edits;
   }
 
-  /** Return what earlier tabs of this folder left unsaved: [{ index, base, edits }]. */
-  async adopt() {
+  /** Return what earlier tabs of this folder left unsaved: [{ key, name, index, base, edits }]. */
+  async leftBehind() {
     const held = (await navigator.locks?.query())?.held.map((lock) => lock.name) ?? [];
     const found = [];
     for (const key of Object.keys(localStorage)) {
       if (!key.startsWith(this.#prefix) || held.includes(key) || key === this.#key) continue;
       for (const { name, base, edits } of JSON.parse(localStorage.getItem(key))) {
         const index = this.names.indexOf(name);
-        if (index >= 0) found.push({ index, base, edits });
+        if (index >= 0) found.push({ key, name, index, base, edits });
       }
-      localStorage.removeItem(key);
     }
     return found;
+  }
+
+  /** Forget edits of `leftBehind` that are adopted. */
+  forget({ key, name }) {
+    const entries = JSON.parse(localStorage.getItem(key));
+    entries.splice(entries.findIndex((entry) => entry.name === name), 1);
+    if (entries.length) localStorage.setItem(key, JSON.stringify(entries));
+    else localStorage.removeItem(key);
   }
 
   async #run() {

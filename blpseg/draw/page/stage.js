@@ -29,6 +29,7 @@ export class Stage extends EventTarget {
   #hover = null;
   #lastPoint = null;
   #spaceHeld = false;
+  #penUsed = false;
 
   constructor(canvas, settings) {
     super();
@@ -392,17 +393,19 @@ export class Stage extends EventTarget {
   #down(event) {
     if (!this.map) return;
     document.activeElement?.blur(); // keys are shortcuts again
+    const touch = event.pointerType === "touch";
+    if (touch && this.#stroke?.pen) return; // the hand that holds the pen
+    if (event.pointerType === "pen") this.#takePen();
     const position = this.#position(event);
     this.#pointers.set(event.pointerId, position);
     this.#canvas.setPointerCapture(event.pointerId);
-    if (event.pointerType === "touch" && this.#pointers.size === 2) {
-      if (this.#stroke && performance.now() - this.#stroke.began < SECOND_FINGER) this.cancelStroke();
-      else this.#finishStroke();
+    if (touch && this.#pointers.size === 2) {
+      this.#endTouchedStroke();
       this.#gesture = this.#measureGesture();
       return;
     }
     if (this.#stroke || this.#gesture) return;
-    if (event.button === 1 || this.#mode() === "pan") {
+    if (event.button === 1 || this.#mode() === "pan" || (touch && this.#penUsed)) {
       this.#gesture = { from: position };
       this.#canvas.dataset.panning = "";
       return;
@@ -415,11 +418,31 @@ export class Stage extends EventTarget {
     this.#startStroke(event, this.#toImage(position));
   }
 
+  /** From the first touch of a pen on, fingers pan and zoom; the hand may lie on the screen. */
+  #takePen() {
+    this.#penUsed = true;
+    this.#endTouchedStroke();
+    this.#endGesture();
+    this.#pointers.clear();
+  }
+
+  /** Take back a stroke that has just begun; keep a longer one. */
+  #endTouchedStroke() {
+    if (this.#stroke && performance.now() - this.#stroke.began < SECOND_FINGER) this.cancelStroke();
+    else this.#finishStroke();
+  }
+
+  #endGesture() {
+    this.#gesture = null;
+    delete this.#canvas.dataset.panning;
+  }
+
   #startStroke(event, point) {
     const erase = this.settings.tool === "eraser" || event.button === 2 || event.buttons & 32;
     const start = event.shiftKey && this.#lastPoint ? [this.#lastPoint, point] : [point];
     this.#stroke = {
       pointer: event.pointerId,
+      pen: event.pointerType === "pen",
       label: erase ? UNLABELED : this.settings.label,
       radius: Math.max(0.75, this.settings.size / 2), // 0.75 always covers a pixel's center
       before: this.map.copy(),
@@ -444,7 +467,7 @@ export class Stage extends EventTarget {
   #move(event) {
     const position = this.#position(event);
     if (this.#pointers.has(event.pointerId)) this.#pointers.set(event.pointerId, position);
-    if (this.#gesture) {
+    if (this.#gesture && this.#pointers.size) {
       this.#moveGesture();
     } else if (this.#stroke?.pointer === event.pointerId) {
       const steps = event.getCoalescedEvents?.() ?? [];
@@ -463,10 +486,7 @@ export class Stage extends EventTarget {
 
   #up(event) {
     this.#pointers.delete(event.pointerId);
-    if (this.#gesture && this.#pointers.size < 2) {
-      this.#gesture = null;
-      delete this.#canvas.dataset.panning;
-    }
+    if (this.#gesture && this.#pointers.size < 2) this.#endGesture();
     if (this.#stroke?.pointer === event.pointerId) this.#finishStroke();
     this.redraw();
   }
