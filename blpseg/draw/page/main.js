@@ -197,7 +197,7 @@ function showNote(problem) {
   text.textContent = problem.message;
   const again = document.createElement("button");
   again.textContent = "Check again";
-  again.addEventListener("click", () => open(current));
+  again.addEventListener("click", () => open(current).then(adoptEarlier));
   note.append(title, text, again);
 }
 
