@@ -43,6 +43,11 @@ class FrozenFeatures(nn.Module):
         self.scales = list(scales)
         self.backbone = create_backbone(backbone, pretrained).eval().requires_grad_(False)
         self.channels = self.backbone.feature_info.channels() * len(self.scales)  # of each level
+        config = self.backbone.pretrained_cfg
+        # A transformer of fixed size takes whole patches only.
+        self.multiple = (
+            max(self.backbone.feature_info.reduction()) if config.get("fixed_input_size") else 1
+        )
         self.channels_last = str(getattr(self.backbone, "output_fmt", "NCHW")).endswith("NHWC")
         mean, std = normalization_of(self.backbone)
         self.register_buffer("mean", torch.tensor(mean)[:, None, None], persistent=False)
@@ -63,10 +68,11 @@ class FrozenFeatures(nn.Module):
         return joined[:, : -(-height // STRIDE), : -(-width // STRIDE)]
 
     def _levels(self, image: Tensor, scale: float) -> list[Tensor]:
-        if scale != 1:
-            image = F.interpolate(
-                image, scale_factor=scale, mode="bicubic", antialias=scale < 1
-            ).clamp(0, 1)
+        size = [
+            max(1, round(side * scale / self.multiple)) * self.multiple for side in image.shape[2:]
+        ]
+        if size != list(image.shape[2:]):
+            image = F.interpolate(image, size, mode="bicubic", antialias=scale < 1).clamp(0, 1)
         levels = self.backbone((image - self.mean) / self.std)
         return [level.permute(0, 3, 1, 2) for level in levels] if self.channels_last else levels
 

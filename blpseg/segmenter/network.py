@@ -5,7 +5,7 @@ score x passes every ReLU as two channels, relu(x) and relu(-x)::
 
     lateral_convs, ppm.bottleneck   +-W_l f_l of each level l, then ReLU
     top-down additions              sum over l of relu(+-W_l f_l)
-    fpn_convs[0], fpn_bottleneck    the identity
+    fpn_convs[0], fpn_bottleneck    the identity (a backbone of one level has no fpn_convs)
     seg_head                        (first channel - second channel + bias) / temperature
 
 Batch norm between them is the identity in evaluation: its weight and bias undo its running mean and
@@ -140,7 +140,7 @@ def _write_head(model: BLPSeg, heads: Heads, labeled: Tensor, samples: Samples) 
         scores = features @ rows.T
         _pass_through(norm, scores, samples.weights)
         total += scores.relu()
-    for conv, norm, _ in (model.decoder.fpn_convs[0], model.decoder.fpn_bottleneck):
+    for conv, norm, _ in (*model.decoder.fpn_convs[:1], model.decoder.fpn_bottleneck):
         _write_identity(conv, count)
         _pass_through(norm, total, samples.weights)
     first, _, second, _, last = model.seg_head

@@ -79,6 +79,16 @@ def sample_window(
     )
 
 
+def with_fewer_unlabeled(samples: Samples, count: int) -> Samples:
+    """Keep at most `count` of the cells without labels, which are in random order."""
+    free = (~samples.labeled).nonzero()[:, 0]
+    if len(free) <= count:
+        return samples
+    kept = torch.cat([samples.labeled.nonzero()[:, 0], free[:count]])
+    features, labels, weights = (part[kept] for part in samples)
+    return Samples(features, labels, weights * torch.where(labels < 0, len(free) / count, 1))
+
+
 def _thin_out(label: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Return the indices of at most `_MAX_LABELED` samples, chosen at random."""
     if label.size <= _MAX_LABELED:

@@ -23,7 +23,13 @@ from blpseg.segmenter.aggregation import aggregate
 from blpseg.segmenter.features import FeatureCache, FrozenFeatures, as_photos, window_image
 from blpseg.segmenter.head import TEMPERATURE, Heads, fit_classes, train_annotation
 from blpseg.segmenter.inputs import Picture, read_picture, read_scribbles, require_pairs
-from blpseg.segmenter.samples import Samples, has_labels, join, sample_window
+from blpseg.segmenter.samples import (
+    Samples,
+    has_labels,
+    join,
+    sample_window,
+    with_fewer_unlabeled,
+)
 from blpseg.segmenter.windows import Window, windows
 
 Image = np.ndarray | str | PathLike[str]
@@ -31,6 +37,7 @@ Image = np.ndarray | str | PathLike[str]
 _MARGIN = 128  # pixels of context around the core of a window
 _CELLS_AT_ONCE = 2**15  # that a head sees in float32
 _UNLABELED_CELLS = 1024  # per window: for normalization and the annotation head
+_ALL_UNLABELED_CELLS = 2**16  # of all images, so that memory grows with the strokes alone
 
 
 class ScribbleSegmenter:
@@ -144,6 +151,8 @@ class ScribbleSegmenter:
             small = self._shrunk(picture)
             samples[picture.key] = self._sample(small, shrink_scribbles(labels, small.size))
         samples = {key: found for key, found in samples.items() if len(found.labels)}
+        share = max(1, _ALL_UNLABELED_CELLS // max(1, len(samples)))
+        samples = {key: with_fewer_unlabeled(found, share) for key, found in samples.items()}
         if not samples:
             raise UserError("scribbles: expected labels, but every pixel is 255 (unlabeled)")
         if self._heads is None:

@@ -171,6 +171,16 @@ def test_a_saved_segmenter_goes_on(tmp_path: Path) -> None:
     assert np.array_equal(segmenter.predict_proba(other), loaded.predict_proba(other))
 
 
+def test_cells_without_labels_are_thinned_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fewer stand for more: the heads' training data weigh the same."""
+    pairs = [draw_shapes(seed)[:2] for seed in range(3)]
+    every = tiny().fit(*zip(*pairs, strict=True))._training_data()
+    monkeypatch.setattr("blpseg.segmenter.segmenter._ALL_UNLABELED_CELLS", 30)
+    few = tiny().fit(*zip(*pairs, strict=True))._training_data()
+    assert (~few.labeled).sum() == 30 and few.labeled.sum() == every.labeled.sum()
+    assert few.weights.sum() == pytest.approx(every.weights.sum().item())
+
+
 def test_large_images_are_shrunk(tmp_path: Path) -> None:
     """It learns what it learns from the shrunk image; results have the image's size."""
     image, scribbles, _ = draw_shapes(0)
