@@ -320,7 +320,10 @@ def _conflict(request: Request, error: Conflict) -> Response:
 def _disk(request: Request, error: OSError) -> Response:
     cause = error.__cause__ if isinstance(error.__cause__, OSError) else error
     full = cause.errno in (errno.ENOSPC, errno.EDQUOT)
-    return _problem(507 if full else 500, "disk", str(error))
+    text = f"{str(error).rstrip('.')}."
+    if full:
+        return _problem(507, "disk", f"the disk is full. {text}")
+    return _problem(500, "disk", text)
 
 
 def _bug(request: Request, error: Exception) -> Response:
