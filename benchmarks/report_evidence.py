@@ -1,9 +1,9 @@
-"""Fill the tables of docs/evidence.md from the result files of the evidence.
+"""Fill the tables of docs/evidence.md from the result files of the evidence, and draw its curves.
 
 ``python -m benchmarks.report_evidence`` reads benchmarks/results/evidence-SET.json, the
-``ablation.json`` of `blpseg ablate`, and benchmarks/results/pseudo-labels-acdc.json. A set without
-a result file has no figures yet, and its place says so. ``--check`` writes nothing and fails if the
-page differs from the files.
+``ablation.json`` of `blpseg ablate`, and benchmarks/results/pseudo-labels-acdc.json. It fills the
+tables and writes docs/images/evidence-SET.png. ``--check`` writes nothing and fails if the page
+differs from the files.
 """
 
 from __future__ import annotations
@@ -14,10 +14,14 @@ from typing import Any
 
 from benchmarks.report import ROOT, _fill
 from benchmarks.tables import table
+from blpseg.curves import distance_curves
+from blpseg.metrics import Scores
 
 RESULTS = ROOT / "benchmarks" / "results"
 PAGE = ROOT / "docs" / "evidence.md"
+PICTURES = ROOT / "docs" / "images"
 SETS = ("acdc", "animals")
+DRAWN = ("partial cross entropy", "LAM + BLP", "full supervision")
 _SHOWN_THRESHOLDS = ("0.7", "0.9", "0.99")
 
 
@@ -60,24 +64,37 @@ def distances(result: dict[str, Any], field: str) -> str:
     return table(["accuracy, %, pixels away", *heads], rows)
 
 
+def read(name: str) -> dict[str, Any]:
+    """Read the result file of a set."""
+    return json.loads((RESULTS / f"evidence-{name}.json").read_text())
+
+
 def evidence(name: str) -> str:
-    """Return all tables of a data set, or that there are none yet."""
-    path = RESULTS / f"evidence-{name}.json"
-    if not path.exists():
-        return "No runs are finished yet."
-    result = json.loads(path.read_text())
-    return "\n\n".join(
-        [
-            scores(result),
-            "By distance to the nearest border:",
-            distances(result, "by_border_distance"),
-        ]
-        + (
-            ["By distance to the nearest scribble:", distances(result, "by_scribble_distance")]
-            if next(iter(result["variants"].values()))["runs"][0]["scores"]["by_scribble_distance"]
-            else []
-        )
-    )
+    """Return all tables of a set, and its curves."""
+    result = read(name)
+    parts = [
+        scores(result),
+        f"![Accuracy by distance to scribbles and borders](images/{_picture(name)})",
+        "By distance to the nearest border:",
+        distances(result, "by_border_distance"),
+        "By distance to the nearest scribble:",
+        distances(result, "by_scribble_distance"),
+    ]
+    return "\n\n".join(parts)
+
+
+def draw(name: str) -> None:
+    """Draw accuracy by distance over the seeds that all drawn variants have."""
+    runs = {
+        variant: {run["seed"]: Scores.from_plain_data(run["scores"]) for run in content["runs"]}
+        for variant, content in read(name)["variants"].items()
+        if variant in DRAWN
+    }
+    seeds = set.intersection(*(set(by_seed) for by_seed in runs.values()))
+    curves = {
+        variant: [by_seed[seed] for seed in sorted(seeds)] for variant, by_seed in runs.items()
+    }
+    distance_curves(curves, DRAWN[0]).savefig(PICTURES / _picture(name), dpi=120)
 
 
 def pseudo_labels() -> str:
@@ -95,6 +112,10 @@ def pseudo_labels() -> str:
         for name in result["thresholds"]["0.9"]
     ]
     return table(["", *(f"threshold {threshold}" for threshold in _SHOWN_THRESHOLDS)], rows)
+
+
+def _picture(name: str) -> str:
+    return f"evidence-{name}.png"
 
 
 def _percent(spread: dict[str, float | None] | None, *, signed: bool = False) -> str:
@@ -116,6 +137,8 @@ def main() -> None:
         filled = _fill(filled, PAGE.name, name, evidence(name))
     if not options.check:
         PAGE.write_text(filled)
+        for name in SETS:
+            draw(name)
     elif page != filled:
         parser.exit(1, f"{PAGE}: not the figures of benchmarks/results/evidence-*.json\n")
 

@@ -49,7 +49,7 @@ def build_model(config: ModelConfig, num_classes: int, *, pretrained: bool | Non
     if pretrained is not None:
         options["pretrained"] = pretrained
     try:
-        return BLPSeg(num_classes, **options)
+        model = BLPSeg(num_classes, **options)
     except OSError as error:
         raise UserError(
             f"model.pretrained: cannot load the weights of {config.backbone!r}: {error}; start "
@@ -61,6 +61,8 @@ def build_model(config: ModelConfig, num_classes: int, *, pretrained: bool | Non
         raise
     except (ValueError, RuntimeError) as error:
         raise UserError(f"model: cannot build {config.backbone!r}: {error}") from error
+    # Convolutions are faster in this order, on CPUs and with tensor cores.
+    return model.to(memory_format=torch.channels_last)
 
 
 def model_content(
