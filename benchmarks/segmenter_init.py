@@ -1,6 +1,6 @@
 """Train a network from a saved segmenter (`--init`) and from a fresh start: mean IoU on the way.
 
-``python -m benchmarks.bench_segmenter_init FOLDER`` reads a folder of photographs with masks, draws
+``python -m benchmarks.segmenter_init FOLDER`` reads a folder of photographs with masks, draws
 2 strokes per class on some of its training images by the scribble simulator, fits one segmenter to
 all of them, and trains the configuration `small` twice on the same images. It writes
 benchmarks/results/segmenter-init.json.

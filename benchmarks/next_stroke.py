@@ -1,6 +1,6 @@
 """Choose where the next scribble goes: mean IoU after dots at the places that each rule names.
 
-``python -m benchmarks.bench_next_stroke FOLDER`` starts with 1 stroke per class on each photograph.
+``python -m benchmarks.next_stroke FOLDER`` starts with 1 stroke per class on each photograph.
 Then a dot of the true class is drawn where the rule is largest, the segmenter learns, and so on.
 The overlay "Where to draw next" of `blpseg draw` is the rule with the annotation head; the rule
 without it shows what the head is worth. Writes benchmarks/results/next-stroke.json.

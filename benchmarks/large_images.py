@@ -1,6 +1,6 @@
 """Segment an image of 20 megapixels and many photographs: seconds and peak memory.
 
-``python -m benchmarks.bench_large_images`` runs each case in a process of its own and writes
+``python -m benchmarks.large_images`` runs each case in a process of its own and writes
 benchmarks/results/large-images.json. The image repeats a photograph; two of its windows have
 scribbles. Each of the many photographs gets scribbles in a call of its own.
 """
@@ -88,7 +88,7 @@ def main() -> None:
         return
     rows = []
     for name in options.cases:
-        command = [sys.executable, "-m", "benchmarks.bench_large_images", "--one", name]
+        command = [sys.executable, "-m", "benchmarks.large_images", "--one", name]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
         rows.append(json.loads(done.stdout))
         print(rows[-1], flush=True)
