@@ -2,6 +2,7 @@
 
 ``python -m benchmarks.report benchmarks/results/cpu.json`` fills README.md, docs/performance.md
 and benchmarks/results/goals.md; ``demo.json`` fills README.md and docs/ablation.md;
+``two-grids.json`` fills docs/performance.md;
 ``interactive.json``, ``segmenter-init.json``, ``next-stroke.json`` and ``large-images.json`` fill
 docs/segmenter.md. Each report fills its place, from
 ``<!-- NAME:begin -->`` to ``<!-- NAME:end -->``; all other text stays. With ``--check`` nothing is
@@ -26,6 +27,7 @@ from benchmarks import (
     report_overhead,
     report_readme,
     report_step,
+    report_two_grids,
 )
 
 ROOT = Path(__file__).parents[1]
@@ -63,6 +65,7 @@ PAGES: dict[str, dict[str, dict[str, Report]]] = {
         "README.md": {"demo": report_demo.report},
         "docs/ablation.md": {"demo": report_demo.by_distance},
     },
+    "two-grids.json": {"docs/performance.md": {"two-grids": report_two_grids.report}},
     "interactive.json": {"docs/segmenter.md": {"interactive": report_interactive.report}},
     "segmenter-init.json": {"docs/segmenter.md": {"starts": report_interactive.starts}},
     "next-stroke.json": {"docs/segmenter.md": {"next-stroke": report_interactive.next_stroke}},

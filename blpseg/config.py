@@ -123,6 +123,10 @@ class ModelConfig:
     threshold: float = 0.9
     """Smallest class probability of a pseudo label."""
 
+    pseudo_label_weight: float | None = None
+    """Factor of the pseudo labels' mean loss, which is added to the scribbles'. null: one mean over
+    both, as published, in which a run's many pseudo labels outweigh the scribbles."""
+
     regularizer: RegularizerName = "none"
     """A loss of another method on unlabeled pixels, to compare with or to add: gated_crf (Obukhov
     et al. 2019) or soft_labels (Zhang and Boykov 2025)."""

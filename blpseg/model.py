@@ -50,6 +50,8 @@ class BLPSeg(nn.Module):
         gamma: Exponent of the BLP weight; 0 gives partial cross entropy.
         unlabeled_weight: Weight of unlabeled pixels in the annotation loss.
         threshold: Smallest class probability of a pseudo label.
+        pseudo_label_weight: None takes scribbles and pseudo labels into one mean, as published. A
+            number adds the mean over the pseudo labels, times it, to the mean over the scribbles.
         regularizer: A loss of another method on unlabeled pixels: "none", or a name in
             :data:`blpseg.regularizers.REGULARIZERS`.
         regularizer_weight: Its factor; None for its default.
@@ -57,7 +59,8 @@ class BLPSeg(nn.Module):
         backend: Backend of LAM and the losses, as for :func:`blpseg_ops.lam`.
 
     Raises:
-        ValueError: num_classes < 2, or the backbone has no features at one of the strides.
+        ValueError: num_classes < 2, pseudo_label_weight < 0, or the backbone has no features at one
+            of the strides.
         UserError, OSError: The pretrained weights cannot be loaded.
     """
 
@@ -76,6 +79,7 @@ class BLPSeg(nn.Module):
         gamma: float = 2.0,
         unlabeled_weight: float = 0.02,
         threshold: float = 0.9,
+        pseudo_label_weight: float | None = None,
         regularizer: RegularizerName = "none",
         regularizer_weight: float | None = None,
         ignore_index: int = 255,
@@ -88,10 +92,13 @@ class BLPSeg(nn.Module):
             raise ValueError(
                 f"BLPSeg: regularizer must be none, {', '.join(REGULARIZERS)}, got {regularizer!r}"
             )
+        if pseudo_label_weight is not None and not pseudo_label_weight >= 0:
+            raise ValueError(f"BLPSeg: pseudo_label_weight must be >= 0, got {pseudo_label_weight}")
         self.regularizer, self.regularizer_weight = regularizer, regularizer_weight
         self.num_classes = num_classes
         self.gamma, self.unlabeled_weight = gamma, unlabeled_weight
-        self.threshold, self.ignore_index = threshold, ignore_index
+        self.threshold, self.pseudo_label_weight = threshold, pseudo_label_weight
+        self.ignore_index = ignore_index
         self.backend = backend
         self.backbone = Backbone(backbone, pretrained)
         *levels, top = self.backbone.channels
@@ -171,7 +178,7 @@ class BLPSeg(nn.Module):
             images: [N, 3, H, W], floating point, RGB from 0 to 1; the backbone normalizes them.
             target: [N, H, W] integers: 0..K-1 the scribbled class, K unlabeled, ignore_index.
             class_present: [N, K] bool, the classes in each image's scribbles.
-            self_training: Use pseudo labels as the BLP loss's target.
+            self_training: Let the BLP loss learn from pseudo labels too; see pseudo_label_weight.
 
         Returns:
             ``blp`` and ``annotation``, scalars; ``pseudo_labels`` [N, H, W], None without
@@ -181,21 +188,41 @@ class BLPSeg(nn.Module):
             TypeError, ValueError: See :func:`blpseg_ops.blp_objective`.
         """
         seg, annotation = self.logits(images)
+        weight = self.pseudo_label_weight
         objective = blpseg_ops.blp_objective(
             seg,
             annotation,
             target,
             gamma=self.gamma,
             unlabeled_weight=self.unlabeled_weight,
-            class_present=class_present if self_training else None,
+            class_present=class_present if self_training and weight is None else None,
             threshold=self.threshold,
             ignore_index=self.ignore_index,
             backend=self.backend,
         )
+        blp, labels = objective.blp_loss, objective.pseudo_labels
+        if self_training and weight is not None:
+            labels = blpseg_ops.pseudo_labels(
+                seg,
+                target,
+                class_present,
+                threshold=self.threshold,
+                ignore_index=self.ignore_index,
+                backend=self.backend,
+            )
+            unlabeled = target == self.num_classes
+            blp = blp + weight * blpseg_ops.blp_loss(
+                seg,
+                annotation,
+                labels.where(unlabeled, self.ignore_index),
+                gamma=self.gamma,
+                ignore_index=self.ignore_index,
+                backend=self.backend,
+            )
         return {
-            "blp": objective.blp_loss,
+            "blp": blp,
             "annotation": objective.annotation_loss,
-            "pseudo_labels": objective.pseudo_labels,
+            "pseudo_labels": labels,
             "regularizer": self._regularize(seg, images, target),
         }
 

@@ -119,6 +119,24 @@ def test_self_training_learns_from_pseudo_labels(small: BLPSeg) -> None:
     assert losses["blp"] != model.losses(images, target, present)["blp"]
 
 
+def test_pseudo_labels_have_a_mean_of_their_own_with_a_weight(small: BLPSeg) -> None:
+    images, target, present = _batch()
+    target[:] = 5
+    target[:, 10:14, 10:14] = 1
+    model = small.eval()
+    model.threshold, model.pseudo_label_weight = 0.0, 0.1
+    try:
+        losses = model.losses(images, target, present, self_training=True)
+        pseudo = losses["pseudo_labels"]
+        assert pseudo is not None
+        rest = pseudo.where(target == 5, 255)
+        of_rest = model.losses(images, rest, present)["blp"]
+    finally:
+        model.threshold, model.pseudo_label_weight = 0.9, None
+    scribbles = model.losses(images, target, present)["blp"]
+    torch.testing.assert_close(losses["blp"], scribbles + 0.1 * of_rest)
+
+
 def test_the_baseline_is_partial_cross_entropy() -> None:
     torch.manual_seed(0)
     model = BLPSeg(5, "resnet10t", lam=False, gamma=0.0, **SMALL).eval()
