@@ -205,9 +205,10 @@ class LocalAggregation(nn.Module):
         return output if queries is None else output[:, :, :rows, :columns]
 
     def _should_project(self) -> bool:
-        """Return whether LAM gets coordinates. The CPU kernel finds a basis itself."""
+        """Return whether LAM gets coordinates. Without queries the CPU kernel finds a basis."""
         rank = self.proj.in_channels * self.patch**2 + 2
-        return self.proj.weight.is_cuda and self.proj.out_channels > max(64, rank)
+        needs_basis = self.proj.weight.is_cuda or self.query_stride is not None
+        return needs_basis and self.proj.out_channels > max(64, rank)
 
     def extra_repr(self) -> str:
         """Return the settings, for print(module)."""

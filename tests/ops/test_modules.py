@@ -135,6 +135,25 @@ def test_lam_gets_coordinates_if_the_module_should_project(
     torch.testing.assert_close(module(images, logits), expected, rtol=1e-11, atol=1e-12)
 
 
+def test_with_queries_lam_gets_coordinates_everywhere(
+    rng: torch.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = LocalAggregation(dim=128, sigma=1.5, scale=0.05, query_stride=2).double()
+    images = torch.randn(1, 3, 12, 13, generator=rng, dtype=torch.float64)
+    logits = torch.randn(1, 2, 3, 4, generator=rng, dtype=torch.float64)
+
+    def run() -> tuple[Tensor, ...]:
+        output = module(images, logits)
+        return output.detach(), *torch.autograd.grad(output.square().sum(), module.parameters())
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "_should_project", lambda: False)
+        expected = run()
+    monkeypatch.setattr(module, "embed", None)
+    for got, wanted in zip(run(), expected, strict=True):
+        torch.testing.assert_close(got, wanted, rtol=1e-9, atol=1e-9 * wanted.abs().max().item())
+
+
 def test_coordinates_of_a_degenerate_embedding(rng: torch.Generator) -> None:
     module = LocalAggregation(dim=128).double()
     with torch.no_grad():
