@@ -33,7 +33,8 @@ def starts(result: dict[str, Any]) -> str:
     """Return the mean IoU of networks that train from a segmenter and from a fresh start."""
     curves: dict[str, list[dict[str, float]]] = {}
     for one in result["curves"]:
-        curves.setdefault(one["start"], []).append(one["miou"])
+        start = f"{one['start']}, learning rate {one['learning_rate']:g}"
+        curves.setdefault(start, []).append(one["miou"])
     iterations = [*next(iter(curves.values()))[0]]
     rows = [
         (start, *(f"{mean(run[i] for run in runs):.3f}" for i in iterations))

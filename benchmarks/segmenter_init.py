@@ -2,8 +2,9 @@
 
 ``python -m benchmarks.segmenter_init FOLDER`` reads a folder of photographs with masks, draws
 2 strokes per class on some of its training images by the scribble simulator, fits one segmenter to
-all of them, and trains the configuration `small` twice on the same images. It writes
-benchmarks/results/segmenter-init.json.
+all of them, and trains the configuration `small` from both starts on the same images, with each
+learning rate. It writes benchmarks/results/segmenter-init.json after every run, and leaves out runs
+that a file of the same photographs has.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import json
 import tempfile
 from dataclasses import replace
 from importlib.resources import files
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -74,16 +76,15 @@ def score_segmenter(segmenter: blpseg.ScribbleSegmenter, data: ScribbleFolder) -
     return float(metric.compute())
 
 
-def configuration(root: Path, output: Path, iterations: int, every: int, seed: int) -> TrainConfig:
+def configuration(root: Path, output: Path, options: argparse.Namespace) -> TrainConfig:
     """Return the configuration `small` with these iterations, from a fresh start."""
     settings = yaml.safe_load(files("blpseg").joinpath("configs", "small.yaml").read_text())
     settings |= {"data": {"root": str(root), "workers": 0}, "output": str(output)}
     small = read_config(yaml.safe_dump(settings))
     return replace(
         small,
-        optim=replace(small.optim, iterations=iterations),
-        log=replace(small.log, validate_every=every),
-        seed=seed,
+        optim=replace(small.optim, iterations=options.iterations),
+        log=replace(small.log, validate_every=options.every),
         device="cpu",
     )
 
@@ -109,6 +110,7 @@ def main() -> None:
     parser.add_argument("--iterations", type=int, default=200)
     parser.add_argument("--every", type=int, default=50, help="Iterations between scores.")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--learning_rates", type=float, nargs="+", default=[1e-3, 1e-4])
     parser.add_argument("--output", type=Path, default=RESULT)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
@@ -122,17 +124,35 @@ def main() -> None:
             "train": (root / "splits" / "train.txt").read_text().split(),
             "val": (root / "splits" / "val.txt").read_text().split(),
             "segmenter": score_segmenter(segmenter, data),
-            "curves": [],
+            "curves": _known_curves(options.output, root),
         }
-        for seed in options.seeds:
-            for start, init in (("fresh", None), ("segmenter", place / "segmenter.pt")):
-                config = configuration(
-                    root, place / f"{start}{seed}", options.iterations, options.every, seed
-                )
-                found = curve(replace(config, init=init), data)
-                result["curves"].append({"start": start, "seed": seed, "miou": found})
-                options.output.write_text(json.dumps(result, indent=1) + "\n")
-                print(start, seed, found, flush=True)
+        inits = {"fresh": None, "segmenter": place / "segmenter.pt"}
+        for rate, seed, start in product(options.learning_rates, options.seeds, inits):
+            run = {"start": start, "learning_rate": rate, "seed": seed}
+            if any(run.items() <= known.items() for known in result["curves"]):
+                continue
+            config = configuration(root, place / f"{start}-{rate}-{seed}", options)
+            config = replace(
+                config,
+                init=inits[start],
+                seed=seed,
+                optim=replace(config.optim, learning_rate=rate),
+            )
+            result["curves"].append({**run, "miou": curve(config, data)})
+            options.output.write_text(json.dumps(result, indent=1) + "\n")
+            print(result["curves"][-1], flush=True)
+
+
+def _known_curves(output: Path, root: Path) -> list[dict[str, Any]]:
+    """Return the curves of an earlier call on the same photographs."""
+    if not output.exists():
+        return []
+    known = json.loads(output.read_text())
+    same = all(
+        known[split] == (root / "splits" / f"{split}.txt").read_text().split()
+        for split in ("train", "val")
+    )
+    return known["curves"] if same else []
 
 
 if __name__ == "__main__":
