@@ -93,10 +93,13 @@ def report(only: str, launches: Path | None, lam: Results, losses: Results) -> I
     except LookupError as error:  # the rules are for other kernels than these
         print(f"the losses are left out: {error}", file=sys.stderr)
         loss_problems = {}
-    yield "\n## Goals\n\n" + _goals(problems, loss_problems)
-    yield "\n## LAM\n\n" + _summary(problems, lam)
-    yield "\n## Losses\n\n" + _loss_summary(loss_problems, losses)
-    yield "\n## Peers\n\n" + _peers(lam)
+    yield f"\nProblems: {only or 'all'}.\n\n## Goals\n\n" + _goals(problems, loss_problems)
+    if problems:
+        yield "\n## LAM\n\n" + _summary(problems, lam)
+    if loss_problems:
+        yield "\n## Losses\n\n" + _loss_summary(loss_problems, losses)
+    if problems:
+        yield "\n## Peers\n\n" + _peers(lam)
     yield "\n## Every launch\n\n" + LEGEND
     for case, predictions in (*problems.items(), *loss_problems.items()):
         if case.backward or case._replace(backward=True) not in problems:
@@ -247,7 +250,7 @@ def _goals(problems: dict[Case, list[Prediction]], losses: dict[LossCase, list[P
             ratio = _total(predictions) / _loss_floor(case)
             name = f"{case.what}, {case.classes} classes: time / HBM floor"
             rows.append((name, "at most 10x", f"{ratio:.3g}x", "yes" if ratio <= 10 else "no"))
-    note = "N 10, 96 x 96, C 21, sigma 6, eps 0, forward + backward:\n\n"
+    note = "LAM: N 10, 96 x 96, C 21, sigma 6, eps 0. All: forward + backward.\n\n"
     return note + table(["", "goal", "predicted", "reached"], rows)
 
 

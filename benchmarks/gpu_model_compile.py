@@ -116,15 +116,19 @@ def _compile(key: str) -> Compiled:
     return Compiled(name, loops(code), registers, stack, compiled.metadata.shared, warps)
 
 
-def compile_cuda(source: Path) -> dict[str, Compiled]:
-    """Compile a file of csrc/cuda; the kernels by their mangled names. All have 4 warps."""
+def compile_cuda(source: str) -> dict[str, Compiled]:
+    """Compile C++ that includes files of csrc; the kernels by their mangled names.
+
+    The number of warps per CTA is 4 for all of them.
+    """
     include = Path(torch.__path__[0]) / "include"
     with tempfile.TemporaryDirectory() as folder:
-        cubin = Path(folder) / "kernels.cubin"
+        file, cubin = Path(folder) / "kernels.cu", Path(folder) / "kernels.cubin"
+        file.write_text(source)
         command = ["nvcc", "-cubin", f"-arch=sm_{ARCH}", "-O3", "-std=c++17", "-lineinfo"]
         command += ["--expt-relaxed-constexpr", "-DUSE_CUDA", "-DTORCH_STABLE_ONLY"]
         command += ["-DTORCH_TARGET_VERSION=0x020a000000000000"]
-        command += ["-I", str(ROOT / "csrc"), "-I", str(include), "-o", str(cubin), str(source)]
+        command += ["-I", str(ROOT / "csrc"), "-I", str(include), "-o", str(cubin), str(file)]
         subprocess.run(command, check=True)
         code, used = _disassemble(cubin.read_bytes()), _resources(cubin.read_bytes())
     return {

@@ -2,11 +2,12 @@
 // the adjoint of the bilinear resizing in loss_pixels.cuh.
 //
 // A gap is the space between two neighboring cells of a row, or of a column; a pixel lies in one
-// gap of its row and one of its column (the last gap of an axis has one cell only). A thread owns
-// the pixels of one gap across (several threads if the gap is wide) and goes down the gaps of a
-// cell block; per pixel it adds to the four cells around. Where a row of cells is complete, each
-// cell adds what its left and its right gap have for it. Every cell has one owner, who adds in one
-// fixed order: no atomics, the same bits each time.
+// gap of its row and one of its column (the last gap of an axis has one cell only). A block owns a
+// rectangle of cells for kGroup classes. A thread takes one column of pixels and goes down the
+// gaps: it adds each gradient to the row of cells above and to the row below. Where a row of cells
+// is complete, the threads hand their sums over in shared memory, and each cell adds the columns of
+// its left and its right gap. Every cell has one owner, who adds in one fixed order: no atomics,
+// the same bits each time.
 #pragma once
 
 #include "bilinear.h"
@@ -14,11 +15,14 @@
 
 namespace blpseg::device {
 
-constexpr int kClasses = 4;           // per thread: pixels are read once for all of them
-constexpr int kBatch = 4;             // pixels that a thread reads at once
-constexpr int kMaxCellRows = 8;       // per cell block
-constexpr int kCachedColumns = 1024;  // of pixels, whose weights a block keeps in shared memory
-constexpr int kCachedRows = 128;
+constexpr int kMaxCellRows = 8;      // per block
+constexpr int kGatherThreads = 160;  // per block, at most
+constexpr int kCachedRows = 128;     // of pixels, whose weights a block keeps in shared memory
+
+template <typename A>
+constexpr int kPack = 16 / sizeof(A);  // numbers that a thread stores at once
+template <typename A>
+constexpr int kGroup = 2 * kPack<A>;  // classes per thread: pixels are read once for all of them
 
 // Upstream gradient / normalizer.
 template <typename A>
@@ -47,282 +51,296 @@ struct GatherCall {
   A unlabeled_weight;  // of label `unlabeled`, if `pixels` has no weights; other labels have 1
   int unlabeled;
   int classes, in_height, in_width, height, width;
-  int lanes_per_gap;  // threads that share the columns of a gap, a power of 2
-  int cell_rows;      // per cell block, at most kMaxCellRows
+  int cell_rows, cell_columns;  // per block; cell_rows <= kMaxCellRows
 };
 
-// How a row of cells is cut into blocks of `gaps` gaps. Blocks overlap by a gap, since a cell needs
-// the gaps on both its sides: block i has the gaps from i * (gaps - 1), and the cells to the right
-// of all but its last; block 0 has cell 0 too.
-__host__ __device__ inline int64_t blocks_across(int64_t in_width, int64_t gaps) {
-  return in_width <= 1 ? 1 : divide_up(in_width - 1, gaps - 1);
-}
-
-// The logits on both sides of a gap across, in one row of cells.
-template <typename A>
-struct CornerRow {
-  A left[kClasses], right[kClasses];
-};
-
-// Where a thread works.
-struct GapColumn {
+// The cells and classes of a block.
+struct CellBlock {
   int n, k0;        // image, first class
   int top, bottom;  // rows of cells
-  int gap;          // between cells `gap` and `gap + 1`; may lie past the last cell
-  int first, last;  // columns of pixels in the gap, from this thread's first on
+  int left, cells;  // columns of cells: the first, and how many
 };
 
-template <typename T, typename A = accumulate_t<T>>
-__device__ __forceinline__ CornerRow<A> load_corners(const GatherCall<T>& call, const GapColumn& at,
-                                                     int y) {
-  // Past the last cell the last one is read; past the last class, 0.
-  const View4<T>& logits = call.logits;
-  const T* left = logits.at(at.n, at.k0, y, min(at.gap, call.in_width - 1));
-  const T* right = logits.at(at.n, at.k0, y, min(at.gap + 1, call.in_width - 1));
-  CornerRow<A> row;
-#pragma unroll
-  for (int j = 0; j < kClasses; ++j) {
-    row.left[j] = row.right[j] = A(0);
-    if (at.k0 + j < call.classes)
-      row.left[j] = static_cast<A>(*left), row.right[j] = static_cast<A>(*right);
-    left += logits.stride[1];
-    right += logits.stride[1];
-  }
-  return row;
-}
+// What the threads of a block share.
+template <typename A>
+struct GatherShared {
+  struct alignas(16) Pack {
+    A values[kPack<A>];
+  };
+
+  CellBlock at;                        // here, since registers are few
+  int begin, end;                      // columns of pixels of all gaps across
+  A scale;                             // of the gradients: LossGradScales
+  int first_y[kMaxCellRows + 2];       // first row of pixels of each gap down, and the last's end
+  int first_x[kGatherThreads + 2];     // first column of each gap across, and the last's end;
+                                       // counted from the block's first thread
+  A row_weight[kCachedRows];           // of the lower tap, in the rows of pixels being visited
+  A right_weight[kGatherThreads];      // of the right tap, in each thread's column
+  Pack columns[2][2][kGatherThreads];  // what is handed over: [rows of cells in turns][pack][x]
+  A before[kMaxCellRows][kGroup<A>];   // sums of a cell so far, if its gaps take several passes
+};
 
 template <typename T>
-__device__ GapColumn locate_gap(const GatherCall<T>& call) {
-  const int gaps = blockDim.x / call.lanes_per_gap;
-  const auto groups = static_cast<unsigned>(divide_up(call.classes, kClasses));
-  const auto across = static_cast<unsigned>(blocks_across(call.in_width, gaps));
+__device__ CellBlock locate_cells(const GatherCall<T>& call) {
+  const auto groups = static_cast<unsigned>(divide_up(call.classes, kGroup<accumulate_t<T>>));
+  const auto across = static_cast<unsigned>(divide_up(call.in_width, call.cell_columns));
   const auto down = static_cast<unsigned>(divide_up(call.in_height, call.cell_rows));
-  const int first_gap = static_cast<int>(blockIdx.x / groups % across) * (gaps - 1);
-  const auto first_column = [&](int gap) {
-    return static_cast<int>(first_pixel(gap, call.in_width, call.width));
-  };
-  GapColumn at;
+  CellBlock at;
   at.n = blockIdx.x / groups / across / down;
-  at.k0 = static_cast<int>(blockIdx.x % groups) * kClasses;
+  at.k0 = static_cast<int>(blockIdx.x % groups) * kGroup<accumulate_t<T>>;
   at.top = static_cast<int>(blockIdx.x / groups / across % down) * call.cell_rows;
   at.bottom = min(at.top + call.cell_rows, call.in_height);
-  at.gap = first_gap + static_cast<int>(threadIdx.x) / call.lanes_per_gap;
-  at.first = first_column(at.gap) + static_cast<int>(threadIdx.x) % call.lanes_per_gap;
-  at.last = first_column(at.gap + 1);
+  at.left = static_cast<int>(blockIdx.x / groups % across) * call.cell_columns;
+  at.cells = min(call.cell_columns, call.in_width - at.left);
   return at;
 }
 
-// What a block computes once, since it takes divisions: where the pixels of its gaps lie.
-template <typename A>
-struct BlockTaps {
-  A scale;                        // of the gradients: LossGradScales
-  int first_x, end_x;             // columns of pixels of all gaps across
-  int first_y[kMaxCellRows + 2];  // first row of pixels of each gap down, and the end of the last
-  A row_weight[kCachedRows];      // of the pixels from first_y[0] on
-  A column_weight[kCachedColumns];
+// A thread's column of pixels.
+template <typename T>
+struct ThreadColumn {
+  using A = accumulate_t<T>;
+
+  int x;
+  A right_weight;
+  const T *left_logits, *right_logits;  // of class k0, in row 0 of the cells on both sides
 };
 
-// The weight of a pixel's upper tap. Not inlined: it is the way out for pixels past a cache.
-template <typename A>
-__device__ __noinline__ A compute_weight(int pixel, int in, int out) {
-  return tap<A>(pixel, in, out).weight;
-}
-
-template <int cached, typename A>
-BLPSEG_INLINE A weight_at(const A (&weights)[cached], int first, int pixel, int in, int out) {
-  if (pixel - first < cached) return weights[pixel - first];
-  return compute_weight<A>(pixel, in, out);  // past the cache
-}
-
-// Fill in what a block computes once. The block has the gaps from `first_row` down, and `gaps`
-// gaps from `first_gap` across.
 template <typename T, typename A = accumulate_t<T>>
-__device__ void compute_taps(const GatherCall<T>& call, const GapColumn& at, int first_row,
-                             int first_gap, int gaps, BlockTaps<A>& taps) {
-  const int thread = threadIdx.x, threads = blockDim.x;
-  const int rows = at.bottom - first_row;  // of gaps, at most kMaxCellRows + 1
-  if (thread <= rows)
-    taps.first_y[thread] = first_pixel(first_row + thread, call.in_height, call.height);
-  else if (thread == rows + 1)
-    taps.first_x = first_pixel(first_gap, call.in_width, call.width);
-  else if (thread == rows + 2)
-    taps.end_x = first_pixel(first_gap + gaps, call.in_width, call.width);
-  else if (thread == rows + 3)
-    taps.scale = call.scales.of_image(at.n);
-  __syncthreads();
-  const int pixel_rows = min(taps.first_y[rows] - taps.first_y[0], kCachedRows);
-  const int pixel_columns = min(taps.end_x - taps.first_x, kCachedColumns);
-#pragma unroll 1
-  for (int i = thread; i < pixel_rows + pixel_columns; i += threads) {
-    const bool down = i < pixel_rows;
-    const int pixel = down ? taps.first_y[0] + i : taps.first_x + i - pixel_rows;
-    const A weight = compute_weight<A>(pixel, down ? call.in_height : call.in_width,
-                                       down ? call.height : call.width);
-    (down ? taps.row_weight[i] : taps.column_weight[i - pixel_rows]) = weight;
+__device__ ThreadColumn<T> thread_column(const GatherCall<T>& call, const CellBlock& at, int x) {
+  ThreadColumn<T> column;
+  column.x = min(x, call.width - 1);  // nothing past the last column is added to a cell
+  const Tap<A> across = tap<A>(column.x, call.in_width, call.width);
+  column.right_weight = across.weight;
+  column.left_logits = call.logits.at(at.n, at.k0, 0, across.low);
+  column.right_logits = call.logits.at(at.n, at.k0, 0, across.high);
+  return column;
+}
+
+// Resize a row of cells across, at a thread's column. Past the last class: 0.
+template <typename T, typename A = accumulate_t<T>>
+__device__ __forceinline__ void resize_across(const GatherCall<T>& call, const CellBlock& at,
+                                              const ThreadColumn<T>& column, int row,
+                                              A (&logits)[kGroup<A>]) {
+  const T* left = column.left_logits + row * call.logits.stride[2];
+  const T* right = column.right_logits + row * call.logits.stride[2];
+  A at_left[kGroup<A>], at_right[kGroup<A>];
+#pragma unroll
+  for (int j = 0; j < kGroup<A>; ++j) {
+    at_left[j] = at_right[j] = A(0);
+    if (at.k0 + j < call.classes)
+      at_left[j] = static_cast<A>(*left), at_right[j] = static_cast<A>(*right);
+    left += call.logits.stride[1];
+    right += call.logits.stride[1];
   }
-  __syncthreads();
+#pragma unroll
+  for (int j = 0; j < kGroup<A>; ++j)
+    logits[j] = lerp<A>(at_left[j], at_right[j], column.right_weight);
 }
 
-// What a thread's pixels add to the corners of their gaps.
-template <typename A>
-struct CornerSums {
-  A left[kClasses] = {}, right[kClasses] = {};
-};
-
-// Return the label of column x in a row of labels. Label is uint8_t, the usual type, or void: any.
+// Return the label at an offset. Label is uint8_t, the usual type, or void: any.
 template <typename Label>
-BLPSEG_INLINE int label_at(const LabelMap& labels, int64_t row, int x) {
+BLPSEG_INLINE int label_at(const LabelMap& labels, int64_t offset) {
   if constexpr (std::is_same_v<Label, uint8_t>)
-    return (static_cast<const uint8_t*>(labels.data) + row)[x * labels.stride[2]];
+    return static_cast<const uint8_t*>(labels.data)[offset];
   else
-    return static_cast<int>(labels.at(row + x * labels.stride[2]));
+    return static_cast<int>(labels.at(offset));
 }
+
+// A thread's pixel in some row, and where it was read.
+template <typename Label, typename A>
+struct PixelReader {
+  const A* log_normalizers;
+  int64_t label_offset;
+  A log_normalizer;
+  int label;
+
+  template <typename T>
+  BLPSEG_INLINE void read(const GatherCall<T>& call) {
+    log_normalizer = *log_normalizers;
+    label = label_at<Label>(call.labels, label_offset);
+  }
+
+  template <typename T>
+  BLPSEG_INLINE void go_down(const GatherCall<T>& call) {
+    log_normalizers += call.width;
+    label_offset += call.labels.stride[1];
+  }
+};
 
 // Subtract the weight of a pixel from the gradient of its class, `own` counted from k0.
 template <typename T, typename A = accumulate_t<T>>
-BLPSEG_INLINE void subtract_weight(const GatherCall<T>& call, const GapColumn& at, int own,
-                                   int64_t pixel, A (&gradient)[kClasses]) {
-  if (own < 0 || own >= kClasses) return;
+BLPSEG_INLINE void subtract_weight(const GatherCall<T>& call, const CellBlock& at,
+                                   const ThreadColumn<T>& column, int y, int own,
+                                   A (&gradient)[kGroup<A>]) {
+  if (own < 0 || own >= kGroup<A>) return;
   A weight = own + at.k0 == call.unlabeled ? call.unlabeled_weight : A(1);
-  if (call.pixels.weight) weight = call.pixels.weight[pixel];
+  if (call.pixels.weight)
+    weight = call.pixels.weight[(int64_t{at.n} * call.height + y) * call.width + column.x];
 #pragma unroll
-  for (int j = 0; j < kClasses; ++j) gradient[j] -= own == j ? weight : A(0);
+  for (int j = 0; j < kGroup<A>; ++j) gradient[j] -= own == j ? weight : A(0);
 }
 
-// Add the gradients of a thread's pixels in the rows first_y..end_y - 1, which lie in one gap down.
-// `upper` and `lower` are the logits of the cells around. They are resized as in forward, across
-// first, so that a logit has the same bits in both passes.
+// Return where the band of kCachedRows rows of pixels ends that row y lies in.
+BLPSEG_INLINE int band_end(int y) { return (y / kCachedRows + 1) * kCachedRows; }
+
+// Fill in the weights of the rows of pixels from `first` to its band's end, at most up to `end`.
+template <typename T, typename A = accumulate_t<T>>
+__device__ void compute_row_weights(const GatherCall<T>& call, int first, int end,
+                                    GatherShared<A>& shared) {
+#pragma unroll 1
+  for (int y = first + threadIdx.x; y < min(band_end(first), end); y += blockDim.x)
+    shared.row_weight[y % kCachedRows] = tap<A>(y, call.in_height, call.height).weight;
+}
+
+// The same while threads still read the weights of the band before. All threads call it.
+template <typename T, typename A = accumulate_t<T>>
+BLPSEG_INLINE void refill_row_weights(const GatherCall<T>& call, int first, int end,
+                                      GatherShared<A>& shared) {
+  __syncthreads();
+  compute_row_weights(call, first, end, shared);
+  __syncthreads();
+}
+
+// Add the gradients of a thread's pixels in the rows of pixels of one gap down; `next` has read the
+// first. `above` and `below` are the logits of the rows of cells around, resized across as in
+// forward, so that a logit has the same bits in both passes.
 template <typename Label, typename T, typename A = accumulate_t<T>>
-__device__ __forceinline__ void add_gap(const GatherCall<T>& call, const GapColumn& at, int first_y,
-                                        int end_y, const CornerRow<A>& upper,
-                                        const CornerRow<A>& lower, const BlockTaps<A>& taps,
-                                        CornerSums<A>& to_upper, CornerSums<A>& to_lower) {
+__device__ __forceinline__ void add_gap(const GatherCall<T>& call, const CellBlock& at,
+                                        const ThreadColumn<T>& column, int first_y, int end_y,
+                                        int last_y, const A (&above)[kGroup<A>],
+                                        const A (&below)[kGroup<A>], PixelReader<Label, A>& next,
+                                        GatherShared<A>& shared, A (&to_above)[kGroup<A>],
+                                        A (&to_below)[kGroup<A>]) {
 #pragma unroll 1
-  for (int x = at.first; x < at.last; x += call.lanes_per_gap) {
-    // 1. Resize across.
-    const A right = weight_at(taps.column_weight, taps.first_x, x, call.in_width, call.width);
-    A above[kClasses], below[kClasses], to_above[kClasses] = {}, to_below[kClasses] = {};
-#pragma unroll
-    for (int j = 0; j < kClasses; ++j) {
-      above[j] = lerp<A>(upper.left[j], upper.right[j], right);
-      below[j] = lerp<A>(lower.left[j], lower.right[j], right);
-    }
+  for (int y = first_y; y < end_y;) {
+    if (y % kCachedRows == 0) refill_row_weights(call, y, last_y, shared);
+    const int stop = min(end_y, band_end(y));
 #pragma unroll 1
-    for (int batch = first_y; batch < end_y; batch += kBatch) {
-      // 2. Read a batch of pixels of the column.
-      A log_normalizer[kBatch];
-      int own[kBatch];  // class of the pixel, counted from k0
-      const int64_t pixel = (int64_t{at.n} * call.height + batch) * call.width + x;
-      const int64_t label_row = call.labels.offset(at.n, batch, 0);
+    for (; y < stop; ++y) {
+      // 1. Read the pixel that comes next, before the one at hand is used.
+      const A log_normalizer = next.log_normalizer;
+      const int own = next.label - at.k0;
+      if (y + 1 < last_y) next.go_down(call);
+      next.read(call);
+      // 2. Add the gradients of the one at hand to the rows of cells above and below.
+      if (log_normalizer == A(__builtin_inf())) continue;
+      const A down = shared.row_weight[y % kCachedRows], up = A(1) - down;
+      A gradient[kGroup<A>];
 #pragma unroll
-      for (int i = 0; i < kBatch; ++i) {
-        const int64_t down = min(i, end_y - 1 - batch);
-        log_normalizer[i] = call.pixels.log_normalizer[pixel + down * call.width];
-        own[i] = label_at<Label>(call.labels, label_row + down * call.labels.stride[1], x) - at.k0;
+      for (int j = 0; j < kGroup<A>; ++j)
+        gradient[j] = exp_of_negative(lerp<A>(above[j], below[j], down) - log_normalizer);
+      subtract_weight(call, at, column, y, own, gradient);
+#pragma unroll
+      for (int j = 0; j < kGroup<A>; ++j) {
+        to_above[j] += up * gradient[j];
+        to_below[j] += down * gradient[j];
       }
-      // 3. Add their gradients to the rows of cells above and below.
-#pragma unroll
-      for (int i = 0; i < kBatch; ++i) {
-        const int y = batch + i;
-        if (y >= end_y || log_normalizer[i] == A(__builtin_inf())) continue;
-        const A down = weight_at(taps.row_weight, taps.first_y[0], y, call.in_height, call.height);
-        A gradient[kClasses];
-#pragma unroll
-        for (int j = 0; j < kClasses; ++j)
-          gradient[j] = exp_of_negative(lerp<A>(above[j], below[j], down) - log_normalizer[i]);
-        subtract_weight(call, at, own[i], pixel + int64_t{i} * call.width, gradient);
-#pragma unroll
-        for (int j = 0; j < kClasses; ++j) {
-          to_above[j] += (A(1) - down) * gradient[j];
-          to_below[j] += down * gradient[j];
-        }
-      }
-    }
-    // 4. Share the sums out to the cells on the left and on the right.
-#pragma unroll
-    for (int j = 0; j < kClasses; ++j) {
-      to_upper.left[j] += (A(1) - right) * to_above[j];
-      to_upper.right[j] += right * to_above[j];
-      to_lower.left[j] += (A(1) - right) * to_below[j];
-      to_lower.right[j] += right * to_below[j];
     }
   }
 }
 
-// What is still to be added up between warps: of each row of cells, the right side of each warp's
-// last gap, and the left side of its first.
-template <typename A>
-struct WarpEdges {
-  A right_of_last[kMaxCellRows][kWarps][kClasses];
-  A left_of_first[kMaxCellRows][kWarps][kClasses];
-};
-
+// Add up a row of cells that is complete, and write it. `sums` is what a thread's column adds to
+// it; the threads have the columns of pixels from `left` on.
 template <typename T, typename A = accumulate_t<T>>
-__device__ void write_cell(const GatherCall<T>& call, const GapColumn& at, int j, int y, int x,
-                           A gradient) {
-  if (at.k0 + j < call.classes && x < call.in_width)
-    *call.grad.at(at.n, at.k0 + j, y, x) = static_cast<T>(gradient);
-}
-
-// Add up a row of cells that is complete, and write it. `sums` has both sides of each gap.
-template <typename T, typename A = accumulate_t<T>>
-__device__ void finish_cell_row(const GatherCall<T>& call, const GapColumn& at, int y,
-                                CornerSums<A> sums, A scale, WarpEdges<A>& edges) {
-  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, lanes = call.lanes_per_gap;
+__device__ void finish_cell_row(const GatherCall<T>& call, const CellBlock& at, int row,
+                                const A (&sums)[kGroup<A>], int left, GatherShared<A>& shared) {
+  using Pack = typename GatherShared<A>::Pack;
+  // 1. Hand the sums over. The buffer's last readers are a row of cells further back.
+  Pack(&columns)[2][kGatherThreads] = shared.columns[row % 2];
 #pragma unroll
-  for (int j = 0; j < kClasses; ++j) {
-    for (int distance = lanes / 2; distance > 0; distance /= 2) {
-      sums.left[j] += __shfl_down_sync(~0u, sums.left[j], distance);
-      sums.right[j] += __shfl_down_sync(~0u, sums.right[j], distance);
+  for (int pack = 0; pack < 2; ++pack) {
+    Pack own;
+#pragma unroll
+    for (int e = 0; e < kPack<A>; ++e) own.values[e] = sums[pack * kPack<A> + e];
+    columns[pack][threadIdx.x] = own;
+  }
+  __syncthreads();
+
+  // 2. Add the columns of both gaps of a cell, for one pack of classes.
+#pragma unroll 1
+  for (int i = threadIdx.x; i < 2 * at.cells; i += blockDim.x) {
+    const int pack = i >= at.cells, cell = pack ? i - at.cells : i;
+    const int middle = shared.first_x[cell + 1], end = shared.first_x[cell + 2];
+    Pack sum = {};
+#pragma unroll 1
+    for (int x = shared.first_x[cell]; x < end; ++x) {
+      const Pack of_column = columns[pack][x];
+      const A right = shared.right_weight[x], weight = x < middle ? right : A(1) - right;
+#pragma unroll
+      for (int e = 0; e < kPack<A>; ++e) sum.values[e] += weight * of_column.values[e];
     }
-    const A from_left_gap = __shfl_sync(~0u, sums.right[j], lane < lanes ? 0 : lane - lanes);
-    if (lane == 0) edges.left_of_first[y - at.top][warp][j] = sums.left[j];
-    if (lane == kWarp - lanes) edges.right_of_last[y - at.top][warp][j] = sums.right[j];
-    if (lane >= lanes && lane % lanes == 0)
-      write_cell(call, at, j, y, at.gap, scale * (from_left_gap + sums.left[j]));
+    // Gaps that are wider than a block's threads take several passes; such a block has one cell.
+    A* before = shared.before[row - at.top] + pack * kPack<A>;
+    T* grad = call.grad.at(at.n, at.k0 + pack * kPack<A>, row, at.left + cell);
+#pragma unroll
+    for (int e = 0; e < kPack<A>; ++e) {
+      const A total = left == shared.begin ? sum.values[e] : before[e] + sum.values[e];
+      if (left + static_cast<int>(blockDim.x) < shared.end)
+        before[e] = total;
+      else if (at.k0 + pack * kPack<A> + e < call.classes)
+        grad[e * call.grad.stride[1]] = static_cast<T>(shared.scale * total);
+    }
   }
 }
 
-// One block per cell block and group of kClasses classes.
+// One block per cell block and group of kGroup classes.
 template <typename T, typename Label>
-__global__ void __launch_bounds__(kThreads, sizeof(accumulate_t<T>) == 4 ? 3 : 2)
+__global__ void __launch_bounds__(kGatherThreads, sizeof(accumulate_t<T>) == 4 ? 4 : 2)
     gather_gradients(GatherCall<T> call) {
   using A = accumulate_t<T>;
-  __shared__ BlockTaps<A> taps;
-  __shared__ WarpEdges<A> edges;
+  __shared__ GatherShared<A> shared;
 
-  // 1. Find this thread's gap, and the taps of the block's pixels.
-  const GapColumn at = locate_gap(call);
-  const int gaps = blockDim.x / call.lanes_per_gap;
-  const int first_gap = at.gap - static_cast<int>(threadIdx.x) / call.lanes_per_gap;
-  const int first_row = max(at.top - 1, 0);  // its pixels count for the cells below only
-  compute_taps(call, at, first_row, first_gap, gaps, taps);
-
-  // 2. Go down the gaps between the rows of cells.
-  CornerRow<A> upper = load_corners(call, at, first_row);
-  CornerSums<A> to_lower;
-#pragma unroll 1
-  for (int row = first_row; row < at.bottom; ++row) {
-    const CornerRow<A> lower = load_corners(call, at, min(row + 1, call.in_height - 1));
-    CornerSums<A> to_upper = to_lower;
-    to_lower = {};
-    add_gap<Label>(call, at, taps.first_y[row - first_row], taps.first_y[row + 1 - first_row],
-                   upper, lower, taps, to_upper, to_lower);
-    // The gaps above and below this row of cells are done.
-    if (row >= at.top) finish_cell_row(call, at, row, to_upper, taps.scale, edges);
-    upper = lower;
+  // 1. Find the block's cells and its rows of pixels.
+  if (threadIdx.x == 0) {
+    shared.at = locate_cells(call);
+    shared.begin = first_pixel(shared.at.left - 1, call.in_width, call.width);
+    shared.end = first_pixel(shared.at.left + shared.at.cells, call.in_width, call.width);
+    shared.scale = call.scales.of_image(shared.at.n);
   }
-
-  // 3. Write the cells between two warps.
   __syncthreads();
-  const int rows = at.bottom - at.top, warps = blockDim.x / kWarp;
-  for (int i = threadIdx.x; i < rows * warps * kClasses; i += blockDim.x) {
-    const int j = i % kClasses, warp = i / kClasses % warps, row = i / kClasses / warps;
-    if (warp == 0 && first_gap > 0) continue;  // the block to the left owns this cell
-    A gradient = edges.left_of_first[row][warp][j];
-    if (warp > 0) gradient += edges.right_of_last[row][warp - 1][j];
-    write_cell(call, at, j, at.top + row, first_gap + warp * (kWarp / call.lanes_per_gap),
-               taps.scale * gradient);
+  const CellBlock& at = shared.at;
+  const int first_row = max(at.top - 1, 0);  // its pixels count for the cells below only
+  const int gap_rows = at.bottom - first_row, thread = threadIdx.x, threads = blockDim.x;
+  if (thread <= gap_rows)
+    shared.first_y[thread] = first_pixel(first_row + thread, call.in_height, call.height);
+
+  // 2. Visit the columns of pixels, one per thread. Cells without pixels take a pass too.
+#pragma unroll 1
+  for (int left = shared.begin; left == shared.begin || left < shared.end; left += threads) {
+    __syncthreads();
+    for (int gap = thread; gap < at.cells + 2; gap += threads) {
+      const int x = first_pixel(at.left - 1 + gap, call.in_width, call.width);
+      shared.first_x[gap] = min(max(x - left, 0), threads);
+    }
+    const ThreadColumn<T> column = thread_column(call, at, left + thread);
+    shared.right_weight[thread] = column.right_weight;
+    const int last_y = shared.first_y[gap_rows];
+    compute_row_weights(call, shared.first_y[0], last_y, shared);
+    __syncthreads();
+
+    // 3. Go down the gaps between the rows of cells.
+    const int y = min(shared.first_y[0], call.height - 1);
+    PixelReader<Label, A> next;
+    next.log_normalizers =
+        call.pixels.log_normalizer + (int64_t{at.n} * call.height + y) * call.width + column.x;
+    next.label_offset = call.labels.offset(at.n, y, column.x);
+    next.read(call);
+    A above[kGroup<A>], below[kGroup<A>], to_below[kGroup<A>] = {};
+    resize_across(call, at, column, first_row, above);
+#pragma unroll 1
+    for (int row = first_row; row < at.bottom; ++row) {
+      resize_across(call, at, column, min(row + 1, call.in_height - 1), below);
+      A to_above[kGroup<A>];
+#pragma unroll
+      for (int j = 0; j < kGroup<A>; ++j) to_above[j] = to_below[j], to_below[j] = A(0);
+      add_gap<Label>(call, at, column, shared.first_y[row - first_row],
+                     shared.first_y[row - first_row + 1], last_y, above, below, next, shared,
+                     to_above, to_below);
+      // The gaps above and below this row of cells are done.
+      if (row >= at.top) finish_cell_row(call, at, row, to_above, left, shared);
+#pragma unroll
+      for (int j = 0; j < kGroup<A>; ++j) above[j] = below[j];
+    }
   }
 }
 

@@ -93,8 +93,6 @@ struct CudaLossCall {
   A threshold = 0;
   uint8_t* labels8 = nullptr;  // [N, H, W]; one of the two is null
   int32_t* labels32 = nullptr;
-
-  __device__ bool makes_labels() const { return present != nullptr; }
 };
 
 // The sums that the losses are made of, over a pixel block, an image or the batch.

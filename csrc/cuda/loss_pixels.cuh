@@ -89,19 +89,28 @@ __device__ PixelColumn<A> locate_column(const CudaLossCall<T>& call, TwoWeightTa
 
 template <typename T, typename A = accumulate_t<T>>
 __device__ ColumnLabels read_labels(const CudaLossCall<T>& call, const PixelColumn<A>& at) {
-  ColumnLabels labels;
   const int64_t offset = call.target.offset(at.n, at.top, at.x);
+  const auto* bytes = static_cast<const uint8_t*>(call.target.data) + offset;
+  int64_t values[kRows];
 #pragma unroll
   for (int row = 0; row < kRows; ++row) {
-    labels.target[row] = labels.label[row] = kIgnored;
+    values[row] = call.ignore_index;
     if (!is_inside(call, at, row)) continue;
-    const int64_t value = call.target.at(offset + row * call.target.stride[1]);
-    const bool known = value >= 0 && value <= call.classes;
+    if (call.target.bytes == 1)  // the usual type; all rows are read at once
+      values[row] = bytes[row * call.target.stride[1]];
+    else
+      values[row] = call.target.at(offset + row * call.target.stride[1]);  // another type
+  }
+  ColumnLabels labels;
+#pragma unroll
+  for (int row = 0; row < kRows; ++row) {
+    const int64_t value = values[row];
+    const bool known = static_cast<uint64_t>(value) <= static_cast<uint64_t>(call.classes);
     assert((known || value == call.ignore_index) && "target holds no class, K or ignore_index");
-    if (!known) continue;
-    labels.target[row] = labels.label[row] = static_cast<int>(value);
-    labels.counts |= 1u << row;
-    labels.unlabeled |= value == call.classes ? 1u << row : 0;
+    const bool counts = known && is_inside(call, at, row);
+    labels.target[row] = labels.label[row] = counts ? static_cast<int>(value) : kIgnored;
+    labels.counts |= counts ? 1u << row : 0;
+    labels.unlabeled |= counts && value == call.classes ? 1u << row : 0;
   }
   labels.labeled = labels.counts & ~labels.unlabeled;
   return labels;
@@ -241,8 +250,9 @@ __device__ void make_pseudo_labels(const CudaLossCall<T>& call, const PixelColum
   }
 }
 
-// Add a column's terms of the annotation loss. Return q of the BLP label, if there is one.
-template <typename T, typename A = accumulate_t<T>>
+// Add a column's terms of the annotation loss. Return q of the BLP label, if there is one; it can
+// differ from the target if `makes_labels`.
+template <bool makes_labels, typename T, typename A = accumulate_t<T>>
 __device__ void add_annotation_terms(const CudaLossCall<T>& call, const PixelColumn<A>& at,
                                      const ColumnLabels& labels, A (*q_of_label)[kThreads],
                                      LossSums<A>& sums) {
@@ -253,26 +263,33 @@ __device__ void add_annotation_terms(const CudaLossCall<T>& call, const PixelCol
     visit_column(
         call.annotation, at, [](int) {},
         [&](int row, const A(&logits)[kChunk]) { add(q[row], logits); });
+  // Read the targets' logits of all rows at once; an ignored pixel reads those of class 0.
+  A logit_of_target[kRows];
+#pragma unroll
+  for (int row = 0; row < kRows; ++row)
+    logit_of_target[row] =
+        logit_at(call.annotation, at.n, at.down[row], at.across, max(labels.target[row], 0));
+  sums[kLabeledCount] += A(__popc(labels.counts & ~labels.unlabeled));
+  sums[kUnlabeledCount] += A(__popc(labels.unlabeled));
 #pragma unroll
   for (int row = 0; row < kRows; ++row) {
     if (!is_inside(call, at, row)) continue;
     const int64_t pixel = pixel_index(call, at, row);
-    const int target = labels.target[row], label = labels.label[row];
+    const int target = labels.target[row];
     if (target == kIgnored) {
       call.annotation_pixels.write_none(pixel);
       continue;
     }
-    const A logit = logit_at(call.annotation, at.n, at.down[row], at.across, target);
+    const A logit = logit_of_target[row];
     const bool labeled = target < call.classes;
     const A cross_entropy = -log_probability<A>(q[row], logit);
     sums[kLabeled] += labeled ? cross_entropy : A(0);
     sums[kUnlabeled] += labeled ? A(0) : cross_entropy;
-    sums[kLabeledCount] += labeled ? A(1) : A(0);
-    sums[kUnlabeledCount] += labeled ? A(0) : A(1);
     call.annotation_pixels.write(pixel, q[row], labeled ? A(0) : call.log_unlabeled_weight);
     if (labels.labeled >> row & 1) {
-      const A own =
-          label == target ? logit : logit_at(call.annotation, at.n, at.down[row], at.across, label);
+      A own = logit;
+      if (makes_labels && labels.label[row] != target)
+        own = logit_at(call.annotation, at.n, at.down[row], at.across, labels.label[row]);
       q_of_label[row][threadIdx.x] = probability<A>(q[row], own);
     }
   }
@@ -288,7 +305,8 @@ __device__ void add_blp_terms(const CudaLossCall<T>& call, int64_t pixel, const 
   call.blp_pixels.write(pixel, p, log<A>(weight));
 }
 
-// Add the BLP terms of a column whose softmaxes are known, since pseudo labels were made.
+// Add the BLP terms of a column whose softmaxes are known, since pseudo labels were made. The
+// operator that does this has an annotation loss, which has left q.
 template <typename T, typename A = accumulate_t<T>>
 __device__ void add_blp_terms_of_column(const CudaLossCall<T>& call, const PixelColumn<A>& at,
                                         const ColumnLabels& labels, const Softmax<A> (&p)[kRows],
@@ -296,15 +314,8 @@ __device__ void add_blp_terms_of_column(const CudaLossCall<T>& call, const Pixel
 #pragma unroll
   for (int row = 0; row < kRows; ++row) {
     if (!(labels.labeled >> row & 1)) continue;
-    const TwoWeightTap<A>& down = at.down[row];
-    const int label = labels.label[row];
-    A q;
-    if (call.wants_annotation)
-      q = q_of_label[row][threadIdx.x];
-    else
-      q = probability<A>(softmax_at(call.annotation, at.n, down, at.across),
-                         logit_at(call.annotation, at.n, down, at.across, label));
-    const A logit = logit_at(call.seg, at.n, down, at.across, label);
+    const A logit = logit_at(call.seg, at.n, at.down[row], at.across, labels.label[row]);
+    const A q = q_of_label[row][threadIdx.x];
     add_blp_terms(call, pixel_index(call, at, row), p[row], logit, q, sums);
   }
 }
@@ -365,25 +376,29 @@ __device__ void add_blp_terms_of_list(const CudaLossCall<T>& call, const PixelCo
 
 // Add up the sums of the block's threads, always in the same order.
 template <typename A>
-__device__ void write_block_sums(LossSums<A>& sums, A* sums_of_block) {
-  __shared__ A per_warp[kWarps][kLossSums];
-  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
+__device__ void write_block_sums(const LossSums<A>& sums, A* sums_of_block) {
+  __shared__ A of_thread[kLossSums][kThreads];
+  const int lane = threadIdx.x % kWarp;
 #pragma unroll
-  for (int i = 0; i < kLossSums; ++i) {
-    for (int distance = kWarp / 2; distance > 0; distance /= 2)
-      sums[i] += __shfl_down_sync(~0u, sums[i], distance);
-    if (lane == 0) per_warp[warp][i] = sums[i];
-  }
+  for (int i = 0; i < kLossSums; ++i) of_thread[i][threadIdx.x] = sums.values[i];
   __syncthreads();
-  if (threadIdx.x >= kLossSums) return;
-  A sum = 0;
-  for (int other = 0; other < kWarps; ++other) sum += per_warp[other][threadIdx.x];
-  sums_of_block[int64_t{blockIdx.x} * kLossSums + threadIdx.x] = sum;
+#pragma unroll 1
+  for (int i = threadIdx.x / kWarp; i < kLossSums; i += kWarps) {
+    A sum = of_thread[i][lane];
+#pragma unroll
+    for (int other = 1; other < kWarps; ++other) sum += of_thread[i][lane + other * kWarp];
+#pragma unroll
+    for (int distance = kWarp / 2; distance > 0; distance /= 2)
+      sum += __shfl_down_sync(~0u, sum, distance);
+    if (lane == 0) sums_of_block[int64_t{blockIdx.x} * kLossSums + i] = sum;
+  }
 }
 
 // One block per pixel block: writes the block's sums, its pseudo labels and what backward needs.
-template <typename T>
-__global__ void __launch_bounds__(kThreads, sizeof(accumulate_t<T>) == 4 ? 4 : 2)
+template <typename T, bool makes_labels>
+__global__ void __launch_bounds__(kThreads, sizeof(accumulate_t<T>) == 8 ? 2
+                                            : makes_labels               ? 4
+                                                                         : 6)
     loss_pixels(CudaLossCall<T> call, accumulate_t<T>* sums_of_block) {
   using A = accumulate_t<T>;
   __shared__ TwoWeightTap<A> down[kRows];
@@ -396,10 +411,10 @@ __global__ void __launch_bounds__(kThreads, sizeof(accumulate_t<T>) == 4 ? 4 : 2
 
   // 2. Make pseudo labels, which the BLP loss then learns.
   Softmax<A> p[kRows];
-  if (call.makes_labels()) make_pseudo_labels(call, at, labels, p);
+  if constexpr (makes_labels) make_pseudo_labels(call, at, labels, p);
 
   // 3. Add the annotation loss's terms, which every pixel has that is not ignored.
-  if (call.wants_annotation) add_annotation_terms(call, at, labels, q_of_label, sums);
+  if (call.wants_annotation) add_annotation_terms<makes_labels>(call, at, labels, q_of_label, sums);
 
   // 4. Add the BLP loss's terms, which labeled pixels have.
   if (call.wants_blp) {
@@ -407,7 +422,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(accumulate_t<T>) == 4 ? 4 : 2
     for (int row = 0; row < kRows; ++row)
       if (is_inside(call, at, row) && !(labels.labeled >> row & 1))
         call.blp_pixels.write_none(pixel_index(call, at, row));
-    if (call.makes_labels())
+    if constexpr (makes_labels)
       add_blp_terms_of_column(call, at, labels, p, q_of_label, sums);
     else
       add_blp_terms_of_list(call, at, labels, q_of_label, sums);

@@ -136,8 +136,11 @@ void launch_forward(const LossInputs& inputs, const Losses& losses, const Tensor
   A* sums_of_block = data_ptr<A>(block_sums);
   double* sums_of_image = data_ptr<double>(image_sums);
   if (images > 0) {
-    device::loss_pixels<T><<<grid_size(inputs, images * blocks), device::kThreads, 0, on.stream>>>(
-        call, sums_of_block);
+    const unsigned grid = grid_size(inputs, images * blocks);
+    if (pseudo)
+      device::loss_pixels<T, true><<<grid, device::kThreads, 0, on.stream>>>(call, sums_of_block);
+    else
+      device::loss_pixels<T, false><<<grid, device::kThreads, 0, on.stream>>>(call, sums_of_block);
     on.check();
   }
   if (!losses.blp && !losses.annotation) return;
@@ -167,21 +170,28 @@ Losses forward(const LossInputs& inputs, PseudoLabels* pseudo) {
 
 // How gather_gradients shares out the cells.
 struct GatherGrid {
-  int lanes_per_gap = 1, cell_rows = device::kMaxCellRows;
+  int cell_rows = device::kMaxCellRows, cell_columns;
   int64_t threads, blocks;
 
-  GatherGrid(int64_t images, const Tensor& logits, const Tensor& labels) {
+  // groups: of classes.
+  GatherGrid(int64_t images, int64_t groups, const Tensor& logits, const Tensor& labels) {
     constexpr int64_t kEnoughWarps = 2048;  // 4 per scheduler of a large GPU
-    const int64_t in_width = logits.size(3);
-    const int64_t columns_per_gap = device::divide_up(labels.size(2), in_width);
-    while (lanes_per_gap < device::kWarp / 2 && lanes_per_gap * device::kBatch < columns_per_gap)
-      lanes_per_gap *= 2;
-    threads = std::min<int64_t>(
-        device::divide_up(in_width * lanes_per_gap, device::kWarp) * device::kWarp,
-        device::kThreads);
-    const int64_t per_row = images * device::divide_up(logits.size(1), device::kClasses) *
-                            device::blocks_across(in_width, threads / lanes_per_gap);
-    const auto count = [&] { return per_row * device::divide_up(logits.size(2), cell_rows); };
+    constexpr int64_t kMost = device::kGatherThreads;
+    const int64_t in_width = logits.size(3), width = labels.size(2);
+    // A block has a thread per column of the gaps around its cells, and one cell if a gap is wider.
+    const int64_t cells = std::max<int64_t>(1, kMost / device::divide_up(width, in_width) - 1);
+    const int64_t across =
+        std::max(width, in_width) <= kMost ? 1 : device::divide_up(in_width, cells);
+    cell_columns = static_cast<int>(device::divide_up(in_width, across));
+    int64_t columns = 1;
+    for (int64_t left = 0; left < in_width; left += cell_columns)
+      columns = std::max(columns, first_pixel(left + cell_columns, in_width, width) -
+                                      first_pixel(left - 1, in_width, width));
+    threads = std::min(device::divide_up(columns, device::kWarp) * device::kWarp, kMost);
+    const auto count = [&] {
+      return images * groups * device::divide_up(in_width, cell_columns) *
+             device::divide_up(logits.size(2), cell_rows);
+    };
     while (cell_rows > 1 && count() * threads < kEnoughWarps * device::kWarp) cell_rows /= 2;
     blocks = count();
   }
@@ -195,7 +205,8 @@ void launch_gather(const LossInputs& inputs, const Tensor& logits, const Tensor&
   const std::vector<int64_t> size = pixels_size(inputs, planes);
   check_wide(inputs.op, "what forward saved per pixel", *loss.pixels, logits, size);
   const Tensor pixels = torch::stable::contiguous(*loss.pixels);
-  const GatherGrid grid(inputs.images(), logits, labels);
+  const GatherGrid grid(inputs.images(), device::divide_up(logits.size(1), device::kGroup<A>),
+                        logits, labels);
   check_kernel_sizes(inputs.op, logits, labels);
   GatherCall<T> call = {View4<T>(logits), OutputView4<T>(grad)};
   call.labels = LabelMap(labels);
@@ -214,8 +225,8 @@ void launch_gather(const LossInputs& inputs, const Tensor& logits, const Tensor&
   call.in_width = static_cast<int>(logits.size(3));
   call.height = static_cast<int>(labels.size(1));
   call.width = static_cast<int>(labels.size(2));
-  call.lanes_per_gap = grid.lanes_per_gap;
   call.cell_rows = grid.cell_rows;
+  call.cell_columns = grid.cell_columns;
   const auto threads = static_cast<unsigned>(grid.threads);
   const unsigned blocks = grid_size(inputs, grid.blocks);
   if (labels.scalar_type() == ScalarType::Byte)

@@ -31,6 +31,7 @@ SIZES = [
     ((1, 1), (40, 40)),
     ((9, 20), (31, 7)),
     ((16, 16), (64, 63)),
+    ((3, 2), (420, 300)),  # more rows and columns per gap than a CUDA block takes at once
 ]
 
 
