@@ -1,9 +1,9 @@
 """Fill the tables of docs/evidence.md from the result files of the evidence, and draw its curves.
 
 ``python -m benchmarks.report_evidence`` reads benchmarks/results/evidence-SET.json and
-self-training-acdc.json, the ``ablation.json`` of `blpseg ablate`, and pseudo-labels-acdc.json. It fills the
-tables and writes docs/images/evidence-SET.png. ``--check`` writes nothing and fails if the page
-differs from the files.
+self-training-acdc.json, the ``ablation.json`` of `blpseg ablate`, and pseudo-labels-acdc.json. It
+fills the tables and writes docs/images/evidence-SET.png. ``--check`` writes nothing and fails if
+the page differs from the files.
 """
 
 from __future__ import annotations
