@@ -9,6 +9,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from ._common import randn
 from ._lam_inputs import assert_scores_agree, far_clusters, probabilities
 
 _C = pytest.importorskip("blpseg_ops._C", reason="no native code was built")
@@ -25,6 +26,15 @@ def test_forward_and_backward_have_the_same_scores(
     features = far_clusters(*size, dims).to(torch.float32)
     forward, backward = torch.ops.blpseg.lam, torch.ops.blpseg.lam_backward
     assert_scores_agree(*probabilities(forward, backward, features, 6.0, 0.0, scale, None))
+
+
+@pytest.mark.parametrize("eps", [0.0, 1e-7])
+def test_both_passes_compute_scores_in_the_same_basis(eps: float, both_ways_to_sum_t: None) -> None:
+    rank, dims = 20, 64
+    directions = torch.linalg.qr(randn(dims, rank))[0]
+    features = torch.einsum("dr,nrhw->ndhw", directions, far_clusters(26, 33, rank)).float()
+    forward, backward = torch.ops.blpseg.lam, torch.ops.blpseg.lam_backward
+    assert_scores_agree(*probabilities(forward, backward, features, 6.0, eps, 1.0, None))
 
 
 def test_scores_that_differ_are_noticed() -> None:

@@ -36,8 +36,13 @@ LamCall<T> make_call(const Tensor& features, const Tensor& values, double sigma,
   params.minus_inv_two_sigma_sq = static_cast<A>(-inv_sigma_sq / 2);
   params.log_eps = static_cast<A>(std::log(eps));
   params.radius = std::min(radius.value_or(side), side);
-  params.principal_axes = kAxes;
-  return LamCall<T>(features, values, params, lam_kernels<A>(cpu_capability()));
+  LamCall<T> call(features, values, params, lam_kernels<A>(cpu_capability()));
+  const bool has_window = params.radius < side - 1;
+  call.sums_t_apart = eps > 0 && !has_window && call.tiles() >= min_tiles_to_sum_apart();
+  // T is summed from the leading coordinates. Forward and backward use the same basis, so that a
+  // score has the same bits in both.
+  call.params.principal_axes = call.sums_t_apart ? kMoreCoordinates : kAxes;
+  return call;
 }
 
 // Threads, each with memory to work on a tile.
@@ -129,14 +134,11 @@ std::tuple<Tensor, Tensor> lam(const Tensor& features, const Tensor& values, dou
   dispatch_floating("lam", "features", features.scalar_type(), [&](auto element) {
     using T = decltype(element);
     using A = accumulate_t<T>;
-    LamCall<T> call = make_call<T>(features, values, sigma, eps, scale, radius);
-    const bool has_window = call.params.radius < std::max(call.grid.height, call.grid.width) - 1;
-    const bool sums_t_apart = eps > 0 && !has_window && call.tiles() >= min_tiles_to_sum_apart();
-    if (sums_t_apart) call.params.principal_axes = kMoreCoordinates;  // T is summed from these
+    const LamCall<T> call = make_call<T>(features, values, sigma, eps, scale, radius);
     const Workers<T> workers(call);
     std::vector<PackedImage<T>> images = pack_images(call, workers);
     std::vector<AlikeTiles<T>> sums;
-    if (sums_t_apart) sums = sum_softmax(call, workers, images);
+    if (call.sums_t_apart) sums = sum_softmax(call, workers, images);
     LamParams<A> params_without_eps = call.params;
     params_without_eps.log_eps = -std::numeric_limits<A>::infinity();
     log_denominator = call.allocate(plane);

@@ -31,6 +31,7 @@ struct LamCall {
   LamGrid grid;
   const LamKernels<A>& kernels;
   std::optional<LamUpstream<T>> upstream;  // in backward
+  bool sums_t_apart = false;               // whether T is summed apart from Z (lam-error.md)
 
   LamCall(const Tensor& f, const Tensor& v, const LamParams<A>& p, const LamKernels<A>& k)
       : like(f),
