@@ -370,3 +370,13 @@ def hostile(
 ) -> ErrorBudget:
     """Return the error budget of one of HOSTILE; every call with the same arguments shares it."""
     return ErrorBudget(replace(HOSTILE[name](h, w), eps=eps, radius=radius))
+
+
+@cache
+def spanned(name: str, eps: float) -> ErrorBudget:
+    """Return hostile()'s budget for features turned into a subspace of 64 dimensions."""
+    case = HOSTILE[name](H, W)
+    rank = case.features.shape[1]
+    directions = torch.linalg.qr(randn(64, rank, seed=7))[0]
+    features = torch.einsum("dr,nrhw->ndhw", directions, case.features)
+    return ErrorBudget(replace(case, features=features, eps=eps))

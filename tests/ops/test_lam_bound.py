@@ -23,11 +23,18 @@ from ._lam_inputs import (
     normal_case,
     random_case,
     run_kernel,
+    spanned,
 )
 
 pytest.importorskip("blpseg_ops._C", reason="no native code was built")
 
 WIDE = [torch.float32, torch.float64]
+# Features that backward can sum over alike tiles once they span few of their dimensions.
+SPANNED = [
+    *("smooth", "all features equal", "norm 30", "norms of all sizes", "far pixel 1e2"),
+    *("far pixels", "hot value", "hot gradient", "unseen hot gradient", "one gradient"),
+    *("sigma 0.3", "scale -1", "scale 0", "two clusters", "two far clusters", "D 7"),
+]
 ROUNDING = {torch.float32: 2**-24, torch.float64: 2**-53}
 PIXEL = (..., 9, 16)
 SIDE = 64
@@ -50,6 +57,14 @@ def test_hostile_inputs_with_eps(name: str, dtype: torch.dtype, both_ways_to_sum
 @pytest.mark.parametrize("name", ["smooth", "far pixel 1e2", "two clusters", "scale -1"])
 def test_a_large_guard(name: str, dtype: torch.dtype, both_ways_to_sum_t: None) -> None:
     hostile(name, 1e-3).check_kernel(dtype)
+
+
+@pytest.mark.parametrize("dtype", WIDE, ids=str)
+@pytest.mark.parametrize(("name", "eps"), [(name, 1e-7) for name in SPANNED] + [("smooth", 1e-3)])
+def test_hostile_inputs_that_span_few_dimensions(
+    name: str, eps: float, dtype: torch.dtype, both_ways_to_sum_t: None
+) -> None:
+    spanned(name, eps).check_kernel(dtype)
 
 
 @pytest.mark.parametrize(("dtype", "error"), [(torch.float32, 2e-5), (torch.float64, 1e-12)])

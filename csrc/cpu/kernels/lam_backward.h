@@ -75,15 +75,19 @@ void backward_tile(const LamImage<A>& image, const LamParams<A>& params, int64_t
 
   PixelPositions<A> positions;
   find_positions(grid, tile, positions);
-  // 1. Bounds, and sums at 0.
+  // 1. Bounds, and sums at what is known: the terms of R, if they were summed apart, or 0.
   QueryBounds<A> bound;
   if (image.prune) bound.set(image, params, tile);
   const LamParams<A> bound_params = with_tolerated_eps(image, params, tile);
   alignas(64) Gaussian<A> gaussian;
   PairBlock<A> pairs;
-  alignas(64) A total[kTile] = {};  // sum of m_ac
+  alignas(64) A total[kTile];  // sum of m_ac
   A* grad_x = image.projected ? scratch.coordinates : scratch.features;
-  for (int64_t i = 0; i < rank * kTile; ++i) grad_x[i] = 0;
+  const A* known = image.softmax_gradient;
+  for (int64_t i = 0; i < rank * kTile; ++i)
+    grad_x[i] = known ? known[tile * rank * kTile + i] : A(0);
+  for (int lane = 0; lane < kTile; ++lane)
+    total[lane] = known ? image.softmax_total[tile * kTile + lane] : A(0);
   for (int64_t i = 0; i < channels * kTile; ++i) scratch.values[i] = 0;
 
   const auto visit = [&](int64_t other) {

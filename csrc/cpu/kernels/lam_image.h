@@ -58,35 +58,40 @@ struct LamImage {
   bool prune;            // whether pairs may be skipped; false if an input is not finite
   A log_skip_threshold;  // a pair is skipped if an upper bound of its log P_ab is below this
   A* center;             // [D]
-  A* basis;            // [directions, D]: orthonormal, the first kAxes nearly principal directions
-  A* transposed;       // [D, directions]
-  A* x;                // [tiles, rank, kTile]
-  A* values;           // [tiles, C, kTile]
-  A* half_sq_norm;     // [tiles, kTile]: |scale| |x|^2 / 2
-  A* key_bias;         // [tiles, kTile]
-  A* query_bias;       // [tiles, kTile]
-  A* log_denominator;  // [tiles, kTile]: in backward log((Z + eps T) / w_bb), in forward 0
-  A* key_log_bound;    // [tiles, kTile]: key_bias + log A_a (lam-error.md)
-  A* query_log_bound;  // [tiles, kTile]: query_bias - log_denominator + log A of the gradient
-  A* bound;            // [tiles, kBoundRows, kTile]: kAxes coordinates y, norm of the rest r
-  A* low;              // [kAxes, tiles]: smallest of each coordinate y in a tile
-  A* high;             // [kAxes, tiles]: largest
-  A* key_max_bound;    // [tiles]: largest half_sq_norm + key_log_bound
-  A* query_max_bound;  // [tiles]: largest half_sq_norm + query_log_bound
-  A* upstream;         // [tiles, C, kTile], in backward: g
-  A* delta;            // [tiles, kTile], in backward: <g, out>
-  A* log_tolerance;    // [tiles, kTile]: log of the error that T_b / w_bb may have
-  A* softmax_base;     // [tiles, kTile]: T_b / w_bb = softmax_sum exp(softmax_base)
-  A* softmax_sum;      // [tiles, kTile], or null if forward sums T together with Z
-  A eps;               // set with softmax_sum
+  A* basis;             // [directions, D]: orthonormal, the first kAxes nearly principal directions
+  A* transposed;        // [D, directions]
+  A* x;                 // [tiles, rank, kTile]
+  A* values;            // [tiles, C, kTile]
+  A* half_sq_norm;      // [tiles, kTile]: |scale| |x|^2 / 2
+  A* key_bias;          // [tiles, kTile]
+  A* query_bias;        // [tiles, kTile]
+  A* log_denominator;   // [tiles, kTile]: in backward log((Z + eps T) / w_bb), in forward 0
+  A* key_log_bound;     // [tiles, kTile]: key_bias + log A_a (lam-error.md)
+  A* query_log_bound;   // [tiles, kTile]: query_bias - log_denominator + log A of the gradient
+  A* bound;             // [tiles, kBoundRows, kTile]: kAxes coordinates y, norm of the rest r
+  A* low;               // [kAxes, tiles]: smallest of each coordinate y in a tile
+  A* high;              // [kAxes, tiles]: largest
+  A* key_max_bound;     // [tiles]: largest half_sq_norm + key_log_bound
+  A* query_max_bound;   // [tiles]: largest half_sq_norm + query_log_bound
+  A* upstream;          // [tiles, C, kTile], in backward: g
+  A* delta;             // [tiles, kTile], in backward: <g, out>
+  A* log_tolerance;     // [tiles, kTile]: log of the error that a sum over alike tiles may have
+  A* softmax_base;      // [tiles, kTile]: T_b / w_bb = softmax_sum exp(softmax_base)
+  A* softmax_sum;       // [tiles, kTile], or null if forward sums T together with Z
+  A eps;                // set with softmax_sum
+  A* softmax_gradient;  // [tiles, rank, kTile], in backward: the sums over R of
+                        // lam_softmax_gradient.h, in coordinates; null if gathered with P
+  A* softmax_total;     // [tiles, kTile]: sum_a of their factors, set with softmax_gradient
 };
 
-// To sum T, scores are computed from kAxes, kMoreCoordinates or all coordinates: the levels.
+// To sum T or R, scores are computed from kAxes, kMoreCoordinates or all coordinates: the levels.
 constexpr int kLevels = 3;
 constexpr int64_t kMoreCoordinates = 24;
 
-// A copy of the image's pixels, ordered so that the pixels of a tile have similar features. T,
-// which has no Gaussian, is summed over these tiles (lam_softmax_sum.h).
+// A copy of the image's pixels, ordered so that the pixels of a tile have similar features. Sums
+// without a Gaussian visit these tiles (lam_alike_tiles.h): T in forward, R in backward. The size
+// of a term is exp(scale <x_a, x_b> + key_bias_a + query_bias_b); in backward it is R_ab |delta_b|
+// / delta_unit.
 template <typename A>
 struct LamAlikeTiles {
   int64_t tiles;
@@ -103,10 +108,18 @@ struct LamAlikeTiles {
   A* query_bias;       // [tiles, kTile]
   A* log_tolerance;    // [tiles, kTile]
   A* key_log_bound;    // [tiles, kTile]: key_bias + |scale| |x|^2 / 2
+  A* query_log_bound;  // [tiles, kTile]: query_bias + |scale| |x|^2 / 2
   A* key_max_bound;    // [tiles]: largest key_log_bound
-  A* query_max_bound;  // [tiles]: largest query_bias + |scale| |x|^2 / 2 - log_tolerance
-  A* low;              // [kAxes, tiles]: smallest of each coordinate y in a tile
-  A* high;             // [kAxes, tiles]: largest
+  A* query_max_bound;  // [tiles]: largest query_log_bound - log_tolerance
+  A* exchanged_key_max_bound;    // [tiles]: largest query_log_bound
+  A* exchanged_query_max_bound;  // [tiles]: largest key_log_bound - log_tolerance
+  A* low;                        // [kAxes, tiles]: smallest of each coordinate y in a tile
+  A* high;                       // [kAxes, tiles]: largest
+  A rest_cost;                   // relative error of a term per `rest` of its key
+  // In backward only:
+  A* sign;           // [tiles, kTile]: of delta; null in forward
+  A delta_unit;      // unit of the sums
+  A log_delta_unit;  // log(eps / delta_unit)
 };
 
 // The memory of a thread: work space, a tile's inputs, and its results.
@@ -144,13 +157,16 @@ struct LamKernels {
   // Computes scratch.values (the output) and scratch.log_denominator of a tile.
   void (*forward_tile)(const LamImage<A>& image, const LamParams<A>& params, int64_t tile,
                        const LamScratch<A>& scratch);
-  // The steps of T; see lam_softmax_sum.h.
+  // The sums over alike tiles; see lam_softmax_sum.h and lam_softmax_gradient.h.
   void (*sum_neighborhood)(const LamImage<A>& image, const LamParams<A>& params, int64_t tile,
                            A* log_sum);
   void (*gather_alike_tile)(const LamImage<A>& image, const LamParams<A>& params,
                             const LamAlikeTiles<A>& alike, int64_t tile);
   void (*sum_alike_tile)(const LamImage<A>& image, const LamParams<A>& params,
                          const LamAlikeTiles<A>& alike, int64_t tile, const LamScratch<A>& scratch);
+  void (*differentiate_alike_tile)(const LamImage<A>& image, const LamParams<A>& params,
+                                   const LamAlikeTiles<A>& alike, int64_t tile,
+                                   const LamScratch<A>& scratch);
   // Computes scratch.features and scratch.values (the gradients) of a tile.
   void (*backward_tile)(const LamImage<A>& image, const LamParams<A>& params, int64_t tile,
                         const LamScratch<A>& scratch);

@@ -4,6 +4,7 @@
 #include "lam_basis.h"
 #include "lam_forward.h"
 #include "lam_image.h"
+#include "lam_softmax_gradient.h"
 #include "lam_softmax_sum.h"
 #include "lam_tile_features.h"
 
@@ -18,6 +19,7 @@ const LamKernels<A>& lam_kernels() {
     table.sum_neighborhood = sum_neighborhood<A>;
     table.gather_alike_tile = gather_alike_tile<A>;
     table.sum_alike_tile = sum_alike_tile<A>;
+    table.differentiate_alike_tile = differentiate_alike_tile<A>;
     table.forward_tile = forward_tile<A>;
     table.backward_tile = backward_tile<A>;
     return table;

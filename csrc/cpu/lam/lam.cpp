@@ -1,8 +1,8 @@
 // blpseg::lam and blpseg::lam_backward on the CPU. Called by blpseg_ops/ops/lam.py; the reference
 // is blpseg_ops/reference/lam.py.
 //
-// The order of work: images are packed into tiles (lam_packed_image.h); with eps > 0, T of a large
-// image is summed (lam_softmax_sums.h); then any free thread computes the next tile's results
+// The order of work: images are packed into tiles (lam_packed_image.h); with eps > 0, T or R of a
+// large image is summed (lam_softmax_sums.h); then any free thread computes the next tile's results
 // (kernels/lam_forward.h, kernels/lam_backward.h). kernels/lam_image.h explains the data.
 
 #include <atomic>
@@ -43,6 +43,13 @@ LamCall<T> make_call(const Tensor& features, const Tensor& values, double sigma,
   // score has the same bits in both.
   call.params.principal_axes = call.sums_t_apart ? kMoreCoordinates : kAxes;
   return call;
+}
+
+// For images whose sums over T or R were made before.
+template <typename A>
+LamParams<A> without_eps(LamParams<A> params) {
+  params.log_eps = -std::numeric_limits<A>::infinity();
+  return params;
 }
 
 // Threads, each with memory to work on a tile.
@@ -137,10 +144,8 @@ std::tuple<Tensor, Tensor> lam(const Tensor& features, const Tensor& values, dou
     const LamCall<T> call = make_call<T>(features, values, sigma, eps, scale, radius);
     const Workers<T> workers(call);
     std::vector<PackedImage<T>> images = pack_images(call, workers);
-    std::vector<AlikeTiles<T>> sums;
-    if (call.sums_t_apart) sums = sum_softmax(call, workers, images);
-    LamParams<A> params_without_eps = call.params;
-    params_without_eps.log_eps = -std::numeric_limits<A>::infinity();
+    const std::vector<AlikeTiles<T>> sums = sum_over_alike_tiles(call, workers, images);
+    const LamParams<A> params_without_eps = without_eps(call.params);
     log_denominator = call.allocate(plane);
     const OutputView4<T> out(output);
     const OutputView<A, 3> log_out(*log_denominator);
@@ -184,10 +189,14 @@ std::tuple<Tensor, Tensor> lam_backward(const Tensor& grad_output, const Tensor&
         LamUpstream<T>{View4<T>(grad_output), View4<T>(output), View<A, 3>(log_denominator)});
     const Workers<T> workers(call);
     std::vector<PackedImage<T>> images = pack_images(call, workers);
+    const std::vector<AlikeTiles<T>> sums = sum_over_alike_tiles(call, workers, images);
+    const LamParams<A> params_without_eps = without_eps(call.params);
     const OutputView4<T> to_features(grad_features), to_values(grad_values);
     workers.for_each_tile(images, [&](const auto& image, int64_t tile, const auto& scratch) {
       const int64_t i = image.index();
-      call.kernels.backward_tile(image.image(), call.params, tile, scratch);
+      const bool has_sums = image.image().softmax_gradient != nullptr;
+      call.kernels.backward_tile(image.image(), has_sums ? params_without_eps : call.params, tile,
+                                 scratch);
       store_tile(scratch.features, call.params.dims, i, call.grid, tile, to_features);
       store_tile(scratch.values, call.params.channels, i, call.grid, tile, to_values);
     });

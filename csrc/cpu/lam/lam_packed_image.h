@@ -133,6 +133,15 @@ class PackedImage {
     return std::log(static_cast<A>(rounding())) + std::log(std::max(A(1), score / 4));
   }
 
+  // In backward: sum_c mean |g_c| mean |v_c| over channels, the unit of delta's errors.
+  A delta_unit() const {
+    const int64_t channels = call_.params.channels;
+    A sum = 0;
+    for (int64_t c = 0; c < channels; ++c)
+      sum += (typical_size_[c] / 4) * (typical_size_[channels + c] / 4);
+    return sum;
+  }
+
   // Returns whether the basis is good enough; if not, adds the worst pixels to the samples.
   bool accept_or_resample() {
     double residual = 0, magnitude = 0;

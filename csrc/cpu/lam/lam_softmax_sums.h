@@ -1,5 +1,6 @@
-// T_b = sum_a exp(s_ab) of whole images, as eps > 0 needs it: the memory and the order of pixels of
-// LamAlikeTiles. The sums themselves are made in cpu/kernels/lam_softmax_sum.h.
+// Sums over whole images without a Gaussian, as eps > 0 needs them: T in forward, R in backward.
+// The memory and the order of pixels of LamAlikeTiles. The sums themselves are made in
+// cpu/kernels/lam_softmax_sum.h and cpu/kernels/lam_softmax_gradient.h.
 #pragma once
 
 #include <algorithm>
@@ -64,7 +65,7 @@ class AlikeOrder {
   std::vector<Point> points_;
 };
 
-// The memory of an image's LamAlikeTiles, and what the image itself needs for T.
+// The memory of an image's LamAlikeTiles, and what the image itself needs for their sums.
 template <typename T>
 class AlikeTiles {
  public:
@@ -73,6 +74,7 @@ class AlikeTiles {
   AlikeTiles(const LamCall<T>& call, PackedImage<T>& packed) : packed_(packed) {
     LamImage<A>& image = packed.image();
     const int64_t pixels = call.grid.height * call.grid.width, rank = image.rank;
+    const bool backward = call.upstream.has_value();
     alike_.tiles = (pixels + kTile - 1) / kTile;
     alike_.rank = rank;
     alike_.levels = 0;
@@ -93,15 +95,37 @@ class AlikeTiles {
                                {&alike_.query_bias, all},
                                {&alike_.log_tolerance, all},
                                {&alike_.key_log_bound, all},
+                               {&alike_.query_log_bound, all},
                                {&alike_.key_max_bound, alike_.tiles},
                                {&alike_.query_max_bound, alike_.tiles},
+                               {&alike_.exchanged_key_max_bound, alike_.tiles},
+                               {&alike_.exchanged_query_max_bound, alike_.tiles},
                                {&alike_.low, kAxes * alike_.tiles},
                                {&alike_.high, kAxes * alike_.tiles},
-                               {&image.log_tolerance, in_image},
-                               {&image.softmax_base, in_image},
-                               {&image.softmax_sum, in_image}});
+                               {&image.log_tolerance, in_image}});
     alike_.pixel = reinterpret_cast<int32_t*>(pixel);
-    image.eps = std::exp(call.params.log_eps);
+    if (backward) {
+      results_ = allocate<T>(call, {{&image.softmax_gradient, in_image * rank},
+                                    {&image.softmax_total, in_image},
+                                    {&alike_.sign, all}});
+      alike_.bound_margin += std::log(A(2));  // a pair counts twice, with key and query exchanged
+      alike_.delta_unit = packed.delta_unit();
+      alike_.log_delta_unit = call.params.log_eps - std::log(alike_.delta_unit);
+      // The gradient is measured in the largest |f|, which is at least half of the largest |x|.
+      const A half_sq_norm = *std::max_element(image.half_sq_norm, image.half_sq_norm + in_image);
+      alike_.rest_cost = 2 / std::sqrt(std::max(2 * half_sq_norm, std::numeric_limits<A>::min()));
+    } else {
+      results_ =
+          allocate<T>(call, {{&image.softmax_base, in_image}, {&image.softmax_sum, in_image}});
+      image.eps = std::exp(call.params.log_eps);
+    }
+  }
+
+  // Whether the sums of an image are made over alike tiles; otherwise they are made with Z or P. In
+  // backward only coordinates in a basis can be left out.
+  static bool fits(const LamCall<T>& call, const PackedImage<T>& packed) {
+    if (!call.sums_t_apart || !packed.image().prune) return false;
+    return !call.upstream || (packed.image().projected && packed.delta_unit() > 0);
   }
 
   const LamAlikeTiles<A>& alike() const { return alike_; }
@@ -109,30 +133,34 @@ class AlikeTiles {
 
   void order_pixels() { AlikeOrder<A>(image()).write(alike_.pixel, alike_.tiles * kTile); }
 
-  // Writes the log of the error that T_b / w_bb may have, for each pixel b of a tile of the image.
+  // Writes the log of the error that a sum may have, for each pixel b of a tile of the image: that
+  // of T_b / w_bb in forward, that of (R delta) / delta_unit in backward.
   void set_tolerances(const LamCall<T>& call, int64_t tile) {
     const LamImage<A>& image = packed_.image();
     A* log_tolerance = image.log_tolerance + tile * kTile;
-    LamParams<A> params = call.params;
-    call.kernels.sum_neighborhood(image, params, tile, log_tolerance);
+    if (call.upstream)
+      std::fill_n(log_tolerance, kTile, std::log(A(2)));
+    else
+      call.kernels.sum_neighborhood(image, call.params, tile, log_tolerance);
+    const A log_eps = call.upstream ? A(0) : call.params.log_eps;
     for (int lane = 0; lane < kTile; ++lane)
-      log_tolerance[lane] += packed_.log_rounding(tile, lane) - params.log_eps;
+      log_tolerance[lane] += packed_.log_rounding(tile, lane) - log_eps;
   }
 
  private:
   PackedImage<T>& packed_;
   LamAlikeTiles<A> alike_ = {};
-  std::optional<Tensor> held_;
+  std::optional<Tensor> held_, results_;
 };
 
-// Sums T of all images in which pairs are left out; in the others forward sums it with Z.
+// Sums T, or R in backward, of all images in which pairs are left out.
 template <typename T, typename Workers>
-std::vector<AlikeTiles<T>> sum_softmax(const LamCall<T>& call, const Workers& workers,
-                                       std::vector<PackedImage<T>>& images) {
+std::vector<AlikeTiles<T>> sum_over_alike_tiles(const LamCall<T>& call, const Workers& workers,
+                                                std::vector<PackedImage<T>>& images) {
   std::vector<AlikeTiles<T>> sums;
   sums.reserve(images.size());
   for (PackedImage<T>& image : images)
-    if (image.image().prune) sums.emplace_back(call, image);
+    if (AlikeTiles<T>::fits(call, image)) sums.emplace_back(call, image);
   workers.for_each_tile(
       sums, [&](auto& image, int64_t tile, const auto&) { image.set_tolerances(call, tile); });
   torch::stable::parallel_for(0, sums.size(), 1, [&](int64_t first, int64_t last) {
@@ -142,9 +170,10 @@ std::vector<AlikeTiles<T>> sum_softmax(const LamCall<T>& call, const Workers& wo
     if (tile < image.alike().tiles)
       call.kernels.gather_alike_tile(image.image(), call.params, image.alike(), tile);
   });
+  const auto sum =
+      call.upstream ? call.kernels.differentiate_alike_tile : call.kernels.sum_alike_tile;
   workers.for_each_tile(sums, [&](const auto& image, int64_t tile, const auto& scratch) {
-    if (tile < image.alike().tiles)
-      call.kernels.sum_alike_tile(image.image(), call.params, image.alike(), tile, scratch);
+    if (tile < image.alike().tiles) sum(image.image(), call.params, image.alike(), tile, scratch);
   });
   return sums;
 }
