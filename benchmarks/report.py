@@ -4,9 +4,9 @@
 and benchmarks/results/goals.md; ``demo.json`` fills README.md and docs/ablation.md;
 ``two-grids.json`` fills docs/performance.md;
 ``interactive.json``, ``segmenter-init.json``, ``next-stroke.json`` and ``large-images.json`` fill
-docs/segmenter.md. Each report fills its place, from
-``<!-- NAME:begin -->`` to ``<!-- NAME:end -->``; all other text stays. With ``--check`` nothing is
-written, and the command fails if a table differs from the result file.
+docs/segmenter.md; ``query-stride.json`` fills docs/evaluation.md. Each report fills its place,
+from ``<!-- NAME:begin -->`` to ``<!-- NAME:end -->``; all other text stays. With ``--check``
+nothing is written, and the command fails if a table differs from the result file.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from benchmarks import (
     report_lam,
     report_losses,
     report_overhead,
+    report_query_stride,
     report_readme,
     report_step,
     report_two_grids,
@@ -69,6 +70,7 @@ PAGES: dict[str, dict[str, dict[str, Report]]] = {
     "interactive.json": {"docs/segmenter.md": {"interactive": report_interactive.report}},
     "segmenter-init.json": {"docs/segmenter.md": {"starts": report_interactive.starts}},
     "next-stroke.json": {"docs/segmenter.md": {"next-stroke": report_interactive.next_stroke}},
+    "query-stride.json": {"docs/evaluation.md": {"query-stride": report_query_stride.report}},
     "large-images.json": {"docs/segmenter.md": {"large-images": report_interactive.large_images}},
 }
 

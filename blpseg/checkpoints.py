@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -187,14 +188,27 @@ def _has(state: dict[str, Any], prefix: str) -> bool:
     return any(name.startswith(prefix) for name in state)
 
 
-def load_model(path: Path) -> Trained:
+def load_model(path: Path, query_stride: int | None = None) -> Trained:
     """Build the model of a checkpoint and load its weights.
 
+    Args:
+        path: The checkpoint.
+        query_stride: Replaces that of the training, see :class:`blpseg.model.BLPSeg`; None keeps
+            it. The weights fit every stride.
+
     Raises:
-        UserError: The file is missing, or contains no such model.
+        UserError: The file is missing or contains no such model, or the model has no LAM, which a
+            query stride needs.
     """
     content = load_checkpoint(path)
     config = ModelConfig(**content["config"]["model"])
+    if query_stride is not None:
+        if not config.lam:
+            raise UserError(
+                f"query_stride: expected a model with LAM, which upsamples the logits; {path} was "
+                "trained with model.lam=false"
+            )
+        config = replace(config, query_stride=query_stride)
     model = build_model(config, len(content["classes"]), pretrained=False)
     model.load_state_dict(content["model"])
     model.backbone.set_normalization(normalization_in(content))

@@ -88,7 +88,8 @@ class ModelConfig:
     """The network and its losses."""
 
     backbone: str = "resnet101s"
-    """Name of a timm model that has features at strides 4, 8, 16 and 32."""
+    """Name of a timm model: one with features at strides 4, 8, 16 and 32, a ViT, or any other that
+    takes images of any size."""
 
     pretrained: bool | str = True
     """Weights that the backbone starts from. true: timm's ImageNet weights (downloaded at first
@@ -105,7 +106,7 @@ class ModelConfig:
     """Average the logits over near pixels of similar features (LAM)."""
 
     sigma: float = 6.0
-    """Standard deviation of LAM's Gaussian, in pixels of the logits (4 image pixels)."""
+    """Standard deviation of LAM's Gaussian, in steps of 4 image pixels."""
 
     query_stride: int | None = None
     """Image pixels per pixel of the class logits after LAM: 1, 2 or 4. A smaller one makes LAM

@@ -81,6 +81,7 @@ def export(
     output: Path,
     *,
     size: tuple[int, int] = (512, 512),
+    query_stride: int | None = None,
     tolerance: float = 1e-3,
     overwrite: bool = False,
 ) -> Exported:
@@ -95,6 +96,7 @@ def export(
         checkpoint: File that `blpseg train` wrote.
         output: The file to write, .onnx or .pt2.
         size: Height and width of the images, in pixels.
+        query_stride: Image pixels per pixel of the logits, 1, 2 or 4; None: as in training.
         tolerance: Largest allowed difference of a logit, relative to the largest logit.
         overwrite: Replace the file if it exists.
 
@@ -112,7 +114,7 @@ def export(
     if len(size) != 2 or min(size) < 1:
         raise UserError(f"size: expected height and width in pixels, got {list(size)}")
     write, run = _FORMATS[output.suffix]
-    trained = load_model(checkpoint)
+    trained = load_model(checkpoint, query_stride)
     deployed = Deployed(trained.model).eval()
     output.parent.mkdir(parents=True, exist_ok=True)
     temporary = output.with_name(f"{output.stem}.part{output.suffix}")

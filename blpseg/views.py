@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from blpseg.errors import UserError
 
-LOGIT_STRIDE = 4  # image pixels per logit, in each direction: the model's first stride
+LOGIT_STRIDE = 4  # image pixels per logit, in each direction; a query_stride divides it
 
 
 @dataclass(frozen=True)

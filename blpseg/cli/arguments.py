@@ -45,7 +45,8 @@ class RunArguments(NamedTuple):
 
 RUN_DESCRIPTION = """\
 CONFIG is a YAML file, or the name of a configuration that comes with blpseg: small (your own \
-images, on a laptop), scenes and demo (the built-in scenes), voc and context (as published).
+images, on a laptop), dinov2 and dinov3 (the same on a GPU), scenes and demo (the built-in scenes), \
+voc and context (as published).
 
 FOLDER is the folder of the data set, the same as --data.root=FOLDER. Without CONFIG, the \
 configuration is small. Without an output, the run folder is runs/FOLDERNAME.
@@ -191,6 +192,7 @@ def add_model_use_arguments(parser: CommandParser) -> None:
     from blpseg.views import Views
 
     parser.add_class_arguments(Views)
+    add_query_stride(parser)
     parser.add_argument(
         "--crf",
         type=bool,
@@ -219,6 +221,16 @@ def add_model_use_arguments(parser: CommandParser) -> None:
         "(compat) of the CRF's appearance term. Default: the preset's.",
     )
     parser.add_argument("--device", default="auto", help="A torch device; auto: a GPU, if any.")
+
+
+def add_query_stride(parser: CommandParser) -> None:
+    """Add the option that chooses the resolution of a trained model's logits."""
+    parser.add_argument(
+        "--query_stride",
+        type=Literal[1, 2, 4] | None,
+        help="Image pixels per pixel of the class logits after LAM; 1 and 2 make LAM upsample them "
+        "along the image's borders. Default: as in training.",
+    )
 
 
 def views_of(options: Namespace) -> Views:

@@ -53,6 +53,7 @@ def run(argv: Sequence[str]) -> int:
         options.split,
         data=data_changes(options),
         views=views_of(options),
+        query_stride=options.query_stride,
         crf=crf_of(options),
         boundary_ratio=options.boundary_ratio,
         output=options.output,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from blpseg.cli.arguments import add_overwrite, make_parser
+from blpseg.cli.arguments import add_overwrite, add_query_stride, make_parser
 
 
 def run(argv: Sequence[str]) -> int:
@@ -19,6 +19,7 @@ def run(argv: Sequence[str]) -> int:
         default=(512, 512),
         help="Height and width of the images that the exported model takes.",
     )
+    add_query_stride(parser)
     parser.add_argument(
         "--tolerance",
         type=float,
@@ -34,6 +35,7 @@ def run(argv: Sequence[str]) -> int:
         options.checkpoint,
         options.output,
         size=options.size,
+        query_stride=options.query_stride,
         tolerance=options.tolerance,
         overwrite=options.overwrite,
     )

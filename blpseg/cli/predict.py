@@ -58,6 +58,7 @@ def run(argv: Sequence[str]) -> int:
         options.inputs,
         options.output,
         views=views_of(options),
+        query_stride=options.query_stride,
         crf=crf_of(options),
         pseudo_labels=options.pseudo_labels,
         threshold=options.threshold,

@@ -46,7 +46,7 @@ def evaluation_page(
     return environment.from_string(template).render(
         evaluation=evaluation,
         scores=evaluation.scores,
-        views=_views_in_words(evaluation.views, evaluation.crf),
+        views=_views_in_words(evaluation.views, evaluation.stride, evaluation.crf),
         charts=_charts(evaluation.scores),
         sections={
             title: [
@@ -66,10 +66,11 @@ def evaluation_page(
     )
 
 
-def _views_in_words(views: Views, crf: CRF | None) -> str:
+def _views_in_words(views: Views, stride: int, crf: CRF | None) -> str:
     parts = ["scales " + ", ".join(f"{scale:g}" for scale in views.scales)]
     parts += ["mirrored images too"] if views.flip else []
     parts += [f"windows of {views.window} px in larger images"] if views.window else []
+    parts += [f"logits at stride {stride}"]
     if crf is not None:
         parts.append(
             f"dense CRF: {crf.iterations} iterations, smoothness {list(crf.smoothness)}, "

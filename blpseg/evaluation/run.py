@@ -33,6 +33,7 @@ def evaluate(
     *,
     data: Mapping[str, Any] | None = None,
     views: Views = SINGLE_VIEW,
+    query_stride: int | None = None,
     crf: CRF | None = None,
     boundary_ratio: float = BOUNDARY_RATIO,
     output: Path | None = None,
@@ -48,6 +49,7 @@ def evaluate(
             data set has it, else every image.
         data: Fields of `DataConfig` that differ from those of the training, e.g. the root.
         views: Scales, mirrored views and windows.
+        query_stride: Image pixels per pixel of the logits, 1, 2 or 4; None: as in training.
         crf: Refine the labels by a dense CRF with these constants; None: no CRF.
         boundary_ratio: Width of boundary IoU's band, as a share of an image's diagonal.
         output: The JSON file; None takes `default_output`. The page gets the same name, with .html.
@@ -69,7 +71,7 @@ def evaluate(
         )
     if crf is not None:
         require_crf()
-    trained = load_model(checkpoint)
+    trained = load_model(checkpoint, query_stride)
     config = data_config(trained.config["data"] | dict(data or {}))
     split = split or choose_evaluation_split(config)
     samples = ScribbleFolder(config, split, labels="masks", quiet=quiet)
@@ -100,6 +102,7 @@ def evaluate(
         root=str(config.root),
         split=split,
         views=views,
+        stride=model.stride,
         crf=crf,
         boundary_ratio=boundary_ratio,
         scores=scores,

@@ -50,6 +50,9 @@ class Evaluation:
     views: Views
     """Scales, mirrored views and windows."""
 
+    stride: int
+    """Image pixels per pixel of the logits."""
+
     crf: CRF | None
     """Constants of the dense CRF that refined the labels; None: no CRF."""
 

@@ -13,9 +13,9 @@ import torch
 from PIL import Image
 
 from blpseg import export as module
-from blpseg.checkpoints import load_model
+from blpseg.checkpoints import build_model, load_model, model_content, save_checkpoint
 from blpseg.cli import main
-from blpseg.config import DataConfig
+from blpseg.config import DataConfig, ModelConfig
 from blpseg.data.folder import ScribbleFolder
 from blpseg.errors import UserError
 from blpseg.export import Deployed, export
@@ -86,6 +86,22 @@ def test_files_run_without_this_package(
     np.testing.assert_allclose(found["logits"], logits.detach().numpy(), rtol=1e-3, atol=1e-3)
     assert found["labels"].dtype == np.uint8
     assert (found["labels"] == labels.numpy()).mean() > 0.999
+
+
+@pytest.mark.parametrize("suffix", [".onnx", ".pt2"])
+def test_a_vit_is_exported(tmp_path: Path, suffix: str) -> None:
+    """Its position embeddings are resized to the size that the file takes."""
+    if suffix == ".onnx":
+        pytest.importorskip("onnxruntime")
+        pytest.importorskip("onnxscript")
+    config = ModelConfig("test_vit", pretrained=False, width=16, embedding_dim=8)
+    classes = ["one", "two"]
+    model = build_model(config, len(classes))
+    save_checkpoint(
+        tmp_path / "vit.pt", model_content(model, classes, {"model": vars(config)}, iteration=0)
+    )
+    done = export(tmp_path / "vit.pt", tmp_path / f"vit{suffix}", size=(45, 70))
+    assert done.error <= 1e-3 * done.largest
 
 
 def test_files_that_disagree_are_not_written(

@@ -24,6 +24,8 @@ from blpseg.views import Views
 class Recorder(nn.Module):
     """Replace a model: record the inputs and return the mean of each 4 x 4 cell."""
 
+    stride = 4
+
     def __init__(self) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(1))

@@ -67,9 +67,43 @@ def test_other_backbones_at_odd_sizes(backbone: str) -> None:
         assert model(torch.randn(1, 3, 75, 54)).shape == (1, 3, 75, 54)
 
 
-def test_a_backbone_of_one_stride_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"'vit_tiny_patch16_224' has .*: none at \[4, 8, 32\]"):
-        BLPSeg(3, "vit_tiny_patch16_224", **SMALL)
+# Strides 16, 16, 16 with position embeddings; the same, rotary; 16, 32, 64.
+@pytest.mark.parametrize("backbone", ["test_vit", "vit_tiny_patch16_dinov3_qkvb", "shvit_s1"])
+def test_backbones_without_the_published_strides(backbone: str) -> None:
+    torch.manual_seed(0)
+    model = BLPSeg(5, backbone, **SMALL)
+    losses = model.losses(*_batch())
+    (losses["blp"] + losses["annotation"]).backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+    assert model.lam.sigma == 6 * 4 / 16
+    with torch.no_grad():
+        seg, annotation = model.eval().logits(torch.rand(1, 3, 33, 46))
+    assert (seg.shape, annotation.shape) == ((1, 5, 9, 12), (1, 6, 9, 12))
+
+
+def test_logits_of_a_vit_lie_where_its_patches_do() -> None:
+    """Padding to whole patches moves nothing: logits are those of a larger image, cut."""
+    torch.manual_seed(0)
+    model = BLPSeg(3, "test_vit", query_stride=2, **SMALL).eval()
+    images = torch.rand(1, 3, 35, 50)
+    padded = F.pad(images, (0, 14, 0, 13), mode="replicate")
+    with torch.no_grad():
+        for found, larger in zip(model.logits(images), model.logits(padded), strict=True):
+            assert found.shape[2:] == (18, 25)
+            torch.testing.assert_close(found, larger[:, :, :18, :25])
+
+
+def test_the_baseline_on_a_vit() -> None:
+    model = BLPSeg(3, "test_vit", lam=False, **SMALL).eval()
+    with torch.no_grad():
+        assert model.logits(torch.rand(1, 3, 33, 46))[0].shape == (1, 3, 9, 12)
+
+
+def test_what_cannot_work_is_refused() -> None:
+    message = "backbone must take images of any size, 'mixer_s32_224' takes 224 x 224 only"
+    with pytest.raises(ValueError, match=message):
+        BLPSeg(3, "mixer_s32_224", **SMALL)
     with pytest.raises(ValueError, match="num_classes must be >= 2, got 1"):
         BLPSeg(1, "resnet10t", **SMALL)
 
