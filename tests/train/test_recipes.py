@@ -12,7 +12,7 @@ from blpseg.cli import main
 @pytest.mark.parametrize("recipe", ["dinov2", "dinov3"])
 def test_a_recipe_trains_and_predicts_in_windows(recipe: str, shapes: Path, tmp_path: Path) -> None:
     short = ["--model.pretrained=false", "--optim.iterations=1", "--optim.batch_size=2"]
-    short += ["--augment.crop=40", "--data.workers=0", "--device=cpu", "--data.val_split=null"]
+    short += ["--augment.crop=40", "--data.workers=0", "--device=cpu"]
     run = tmp_path / "run"
     assert main(["train", recipe, str(shapes), *short, f"--output={run}"]) == 0
     views = ["--flip", "--window=32", "--stride=32", "--device=cpu"]
