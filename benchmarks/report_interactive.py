@@ -73,4 +73,6 @@ def large_images(result: dict[str, Any]) -> str:
 
 def _where(result: dict[str, Any]) -> str:
     machine = result["machine"]
-    return f"{machine['cpu']}, {machine['threads']} threads; torch {machine['torch']}."
+    threads = machine["threads"]
+    plural = "" if threads == 1 else "s"
+    return f"{machine['cpu']}, {threads} thread{plural}; torch {machine['torch']}."

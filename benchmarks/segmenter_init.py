@@ -110,7 +110,7 @@ def main() -> None:
     parser.add_argument("--iterations", type=int, default=200)
     parser.add_argument("--every", type=int, default=50, help="Iterations between scores.")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--learning_rates", type=float, nargs="+", default=[1e-3, 1e-4])
+    parser.add_argument("--learning_rates", type=float, nargs="+", default=[1e-3])
     parser.add_argument("--output", type=Path, default=RESULT)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
