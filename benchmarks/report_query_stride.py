@@ -23,8 +23,8 @@ def report(result: dict[str, Any]) -> str:
     return (
         f"{tables.table(heads, rows)}\n\n{result['images']} images, one network on "
         f"{result['backbone']}, trained at stride {result['trained_at']}; in parentheses the gain "
-        f"over stride {coarse['stride']}. Median times on {machine['cpu']}, {machine['threads']} "
-        f"threads; torch {machine['torch']}."
+        f"over stride {coarse['stride']}. Median times on {machine['cpu']}, threads: "
+        f"{machine['threads']}; torch {machine['torch']}."
     )
 
 
