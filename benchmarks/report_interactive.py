@@ -1,4 +1,4 @@
-"""The tables in docs/segmenter.md: scores, times and memory of interactive segmentation."""
+"""The tables in docs/segmenter.md: scores and times of interactive segmentation."""
 
 from __future__ import annotations
 
@@ -55,20 +55,6 @@ def next_stroke(result: dict[str, Any]) -> str:
     ]
     table = tables.table(["next dot at", *(f"{dots} dots" for dots in result["dots"])], rows)
     return f"{table}\n\n{len(result['photos'])} photographs. {_where(result)}"
-
-
-def large_images(result: dict[str, Any]) -> str:
-    """Return seconds and peak memory of large and of many images."""
-    rows = [
-        (
-            row["case"],
-            f"{row['first_seconds']:.1f} s",
-            f"{row['stroke_seconds']:.1f} s",
-            f"{row['peak_bytes'] / 1e9:.1f} GB",
-        )
-        for row in result["results"]
-    ]
-    return f"{tables.table(['', 'first', 'stroke', 'peak memory'], rows)}\n\n{_where(result)}"
 
 
 def _where(result: dict[str, Any]) -> str:
