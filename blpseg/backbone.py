@@ -19,8 +19,8 @@ class Backbone(nn.Module):
     """A timm model that returns its features as [N, C, h, w], finest level first.
 
     A model with features at strides 4, 8, 16 and 32 returns these. Any other model returns all
-    features that timm lists: of a ViT, those of its last three blocks at the stride of its patches.
-    Such a model needs images of whole cells, which :meth:`pad` makes.
+    features that timm lists. For a ViT these are the outputs of its last three blocks, at the
+    stride of its patches. Such a model needs images of whole cells, which :meth:`pad` makes.
 
     It takes images from 0 to 1 and normalizes them by the mean and deviation that timm records with
     the weights: ImageNet's for most models, 0.5 and 0.5 for EfficientNet-Lite. ``mean`` and ``std``
@@ -71,7 +71,7 @@ class Backbone(nn.Module):
         return Normalization(*(tuple(part.flatten().tolist()) for part in (self.mean, self.std)))
 
     def set_normalization(self, normalization: Normalization) -> None:
-        """Replace mean and deviation, e.g. by those of a checkpoint."""
+        """Replace mean and deviation, e.g. by a checkpoint's."""
         for name, values in normalization._asdict().items():
             new = torch.tensor(values)[:, None, None]
             old = getattr(self, name, new)

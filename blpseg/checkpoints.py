@@ -193,8 +193,8 @@ def load_model(path: Path, query_stride: int | None = None) -> Trained:
 
     Args:
         path: The checkpoint.
-        query_stride: Replaces that of the training, see :class:`blpseg.model.BLPSeg`; None keeps
-            it. The weights fit every stride.
+        query_stride: Replaces the training run's query stride, see :class:`blpseg.model.BLPSeg`;
+            None keeps it. The weights fit every stride.
 
     Raises:
         UserError: The file is missing or contains no such model, or the model has no LAM, which a

@@ -25,7 +25,7 @@ _BAND_SIZE = 2**22  # logits in a band of rows at the image's size
 
 
 class View(NamedTuple):
-    """Logits of one view, at the model's stride; those of a mirrored view are mirrored back."""
+    """One view's logits at the model's stride; logits of a mirrored view are mirrored back."""
 
     segmentation: Tensor  # [K, h, w] float32
     annotation: Tensor  # [K + 1, h, w] float32

@@ -34,9 +34,9 @@ class Losses(TypedDict):
 class BLPSeg(nn.Module):
     """The network of BLPSeg, on any timm backbone.
 
-    Published for features at strides 4, 8, 16 and 32. On other features, such as those of a ViT at
-    stride 14 or 16, the decoder and the heads work at their finest stride, and LAM upsamples the
-    class logits from there.
+    The published network takes features at strides 4, 8, 16 and 32. With other features, such as a
+    ViT's at stride 14 or 16, the decoder and the heads work at the finest stride that there is, and
+    LAM upsamples the class logits from there.
 
     Args:
         num_classes: K, number of classes with the background; >= 2.

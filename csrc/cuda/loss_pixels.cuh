@@ -263,7 +263,7 @@ __device__ void add_annotation_terms(const CudaLossCall<T>& call, const PixelCol
     visit_column(
         call.annotation, at, [](int) {},
         [&](int row, const A(&logits)[kChunk]) { add(q[row], logits); });
-  // Read the targets' logits of all rows at once; an ignored pixel reads those of class 0.
+  // Read the targets' logits of all rows at once; an ignored pixel reads class 0's.
   A logit_of_target[kRows];
 #pragma unroll
   for (int row = 0; row < kRows; ++row)

@@ -60,6 +60,11 @@ def test_shapes(small: BLPSeg, size: tuple[int, int]) -> None:
     assert [tuple(x.shape) for x in low] == [(1, 5, *grid), (1, 6, *grid)]
 
 
+def test_a_negative_weight_of_pseudo_labels_is_refused() -> None:
+    with pytest.raises(ValueError, match="pseudo_label_weight must be >= 0, got -1"):
+        BLPSeg(3, "resnet10t", pseudo_label_weight=-1.0, **SMALL)
+
+
 @pytest.mark.parametrize("backbone", ["mobilenetv3_small_050", "convnext_atto", "pvt_v2_b0"])
 def test_other_backbones_at_odd_sizes(backbone: str) -> None:
     model = BLPSeg(3, backbone, **SMALL).eval()

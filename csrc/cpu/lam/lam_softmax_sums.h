@@ -133,8 +133,8 @@ class AlikeTiles {
 
   void order_pixels() { AlikeOrder<A>(image()).write(alike_.pixel, alike_.tiles * kTile); }
 
-  // Writes the log of the error that a sum may have, for each pixel b of a tile of the image: that
-  // of T_b / w_bb in forward, that of (R delta) / delta_unit in backward.
+  // Writes the log of a sum's tolerated error, for each pixel b of a tile of the image. The sum is
+  // T_b / w_bb in forward, and the sum of R's terms / delta_unit in backward.
   void set_tolerances(const LamCall<T>& call, int64_t tile) {
     const LamImage<A>& image = packed_.image();
     A* log_tolerance = image.log_tolerance + tile * kTile;
