@@ -10,10 +10,11 @@ from functools import partial
 from typing import Any
 
 import pytest
+import torch
 
 from benchmarks.memory import measure_peaks
 from benchmarks.two_grids_cases import CASES, STREET, Case, call, make_inputs
-from benchmarks.two_grids_peers import COMPILES, FLEX, OURS, PEERS, UNFOLD
+from benchmarks.two_grids_peers import COMPILES, FILL, FLEX, OURS, PEERS, UNFOLD
 
 LARGEST = 2**33  # pairs up to which peers that visit all of them run: a minute
 # Plain PyTorch saves the weights of all pairs for its backward: 822 MB at 448 x 448 from 32 x 32.
@@ -42,8 +43,19 @@ def _pairs(smoke: bool) -> list[tuple[str, Case]]:
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """One benchmark for each peer and case."""
+    if "peer" not in metafunc.fixturenames:
+        metafunc.parametrize("case", CASES, ids=map(str, CASES))
+        return
     pairs = _pairs(smoke=metafunc.config.getoption("benchmark_disable"))
     metafunc.parametrize("peer, case", pairs, ids=[f"{peer}: {case}" for peer, case in pairs])
+
+
+def test_output_alone(benchmark: Any, case: Case) -> None:
+    """What no implementation avoids: new memory for the output, written once."""
+    benchmark.group = f"two grids: {case}"
+    benchmark.extra_info.update(case._asdict(), peer=FILL)
+    size = (1, case.c, case.height, case.width)
+    benchmark.pedantic(lambda: torch.empty(size).fill_(1), rounds=5, warmup_rounds=1)
 
 
 def test_two_grids(benchmark: Any, peer: str, case: Case) -> None:

@@ -7,12 +7,13 @@ from typing import Any
 from benchmarks import tables
 from benchmarks.measured import Results, read
 from benchmarks.two_grids_cases import CASES, Case
-from benchmarks.two_grids_peers import OURS, PEERS
+from benchmarks.two_grids_peers import FILL, OURS, PEERS
 
 
 def report(result: dict[str, Any]) -> str:
     """Return times and peak memory as markdown, and how far ahead of the fastest peer we are."""
     results = read(result, "two_grids", Case)
+    floors = read(result, "output_alone", Case)
     parts = []
     for backward in (False, True):
         cases = [case._replace(backward=backward) for case in CASES]
@@ -20,6 +21,8 @@ def report(result: dict[str, Any]) -> str:
         peers = [p for p in PEERS if any((p, case) in results for case in cases)]
         rows = [(p, *(tables.time(results, p, case, OURS) for case in cases)) for p in peers]
         fastest = ("ahead of the fastest", *(_lead(results, case) for case in cases))
+        if not backward:
+            rows.append((FILL, *(tables.time(floors, FILL, case, FILL) for case in cases)))
         parts.append(tables.table(heads, [*rows, fastest]))
         heads[0] = "peak memory"
         rows = [(p, *(tables.memory(results, p, case, OURS) for case in cases)) for p in peers]

@@ -150,3 +150,4 @@ PEERS: dict[str, Callable[[Case], Run]] = {
     FLEX: _flex,
 }
 COMPILES = {FLEX}
+FILL = "filling a new output alone"  # no peer: what all of them do besides
