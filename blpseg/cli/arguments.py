@@ -46,7 +46,7 @@ class RunArguments(NamedTuple):
 RUN_DESCRIPTION = """\
 CONFIG is a YAML file, or the name of a configuration that comes with blpseg: small (your own \
 images, on a laptop), dinov2 and dinov3 (the same on a GPU), scenes and demo (the built-in \
-scenes), voc and context (as published).
+scenes), animals and acdc (the real images of docs/evidence.md), voc and context (as published).
 
 FOLDER is the folder of the data set, the same as --data.root=FOLDER. Without CONFIG, the \
 configuration is small. Without an output, the run folder is runs/FOLDERNAME.
