@@ -502,6 +502,17 @@ print(beyond(call))
 )
 
 
+def test_an_output_of_huge_pages() -> None:
+    """An output larger than 32 MiB, whose every query sees the only key."""
+    queries = torch.zeros(1, 1, 2900, 2901, requires_grad=True)
+    key = torch.full((1, 1, 1, 1), 3.0)
+    output = blpseg_ops.lam(key, key, queries=queries)
+    assert output.nbytes > 2**25
+    assert (output == 3).all()
+    (gradient,) = torch.autograd.grad(output.sum(), queries)
+    assert (gradient == 0).all()  # one key has all the weight
+
+
 @native
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_memory_is_the_output_and_little_more() -> None:

@@ -9,6 +9,7 @@
 #include <tuple>
 
 #include "cpu/capability.h"
+#include "cpu/huge_pages.h"
 #include "cpu/parallel.h"
 #include "lam_kernels.h"
 #include "lam_packed_image.h"
@@ -136,7 +137,7 @@ std::tuple<Tensor, Tensor> lam(const Tensor& features, const Tensor& values, dou
                                double eps, double scale, std::optional<int64_t> radius) {
   check_maps("lam", features, values);
   const std::vector<int64_t> plane = {values.size(0), values.size(2), values.size(3)};
-  Tensor output = torch::stable::empty_like(values);
+  Tensor output = in_huge_pages(torch::stable::empty_like(values));
   std::optional<Tensor> log_denominator;
   dispatch_floating("lam", "features", features.scalar_type(), [&](auto element) {
     using T = decltype(element);
@@ -179,8 +180,8 @@ std::tuple<Tensor, Tensor> lam_backward(const Tensor& grad_output, const Tensor&
   check_like("output", output, {n, c, h, w}, dtype);
   check_like("log_denominator", log_denominator, {n, h, w},
              dtype == ScalarType::Double ? ScalarType::Double : ScalarType::Float);
-  Tensor grad_features = torch::stable::empty_like(features);
-  Tensor grad_values = torch::stable::empty_like(values);
+  Tensor grad_features = in_huge_pages(torch::stable::empty_like(features));
+  Tensor grad_values = in_huge_pages(torch::stable::empty_like(values));
   dispatch_floating("lam_backward", "features", features.scalar_type(), [&](auto element) {
     using T = decltype(element);
     using A = accumulate_t<T>;

@@ -7,6 +7,7 @@
 
 #include <tuple>
 
+#include "cpu/huge_pages.h"
 #include "two_grids_call.h"
 #include "two_grids_chunks.h"
 
@@ -95,8 +96,9 @@ Tensor make_output(const Tensor& values, int64_t height, int64_t width) {
   const int64_t n = values.size(0), channels = values.size(1);
   const bool contiguous = n == 0 || is_dense(values, {3, 2, 1, 0});
   if (contiguous || !is_dense(values, {1, 3, 2, 0}))
-    return torch::stable::new_empty(values, {n, channels, height, width});
-  const Tensor pixels = torch::stable::new_empty(values, {n, height, width, channels});
+    return in_huge_pages(torch::stable::new_empty(values, {n, channels, height, width}));
+  const Tensor pixels =
+      in_huge_pages(torch::stable::new_empty(values, {n, height, width, channels}));
   return torch::stable::transpose(torch::stable::transpose(pixels, 1, 3), 2, 3);
 }
 
@@ -155,9 +157,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> lam_two_grids_backward(
   check_like("output", output, {n, c, height, width}, dtype);
   check_like("log_denominator", log_denominator, {n, height, width},
              dtype == ScalarType::Double ? ScalarType::Double : ScalarType::Float);
-  Tensor grad_queries = torch::stable::empty_like(queries);
-  Tensor grad_features = torch::stable::empty_like(features);
-  Tensor grad_values = torch::stable::empty_like(values);
+  Tensor grad_queries = in_huge_pages(torch::stable::empty_like(queries));
+  Tensor grad_features = in_huge_pages(torch::stable::empty_like(features));
+  Tensor grad_values = in_huge_pages(torch::stable::empty_like(values));
   Tensor grad_inv = torch::stable::new_empty(inv_two_sigma_sq, {n});
   dispatch_floating("lam_two_grids_backward", "features", dtype, [&](auto element) {
     using T = decltype(element);

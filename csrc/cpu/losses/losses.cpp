@@ -11,6 +11,7 @@
 #include <string>
 
 #include "cpu/capability.h"
+#include "cpu/huge_pages.h"
 #include "cpu/parallel.h"
 #include "loss_ops.h"
 #include "loss_segment.h"
@@ -212,7 +213,7 @@ LossGradScales grad_scales(const LossInputs& inputs, const LossGrad& blp,
 
 std::optional<Tensor> zeros_like(bool wanted, const Tensor* logits) {
   if (!wanted) return std::nullopt;
-  Tensor zeros = torch::stable::empty_like(*logits);
+  Tensor zeros = in_huge_pages(torch::stable::empty_like(*logits));
   return torch::stable::zero_(zeros);
 }
 
