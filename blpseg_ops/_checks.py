@@ -60,6 +60,15 @@ def require_same_device(op: str, name: str, value: Tensor, other_name: str, othe
         )
 
 
+def require_same_batch(op: str, name: str, value: Tensor, other_name: str, other: Tensor) -> None:
+    """Require equal N."""
+    if value.shape[0] != other.shape[0]:
+        raise ValueError(
+            f"{op}: {name} must have the batch size of {other_name}, {other.shape[0]}, "
+            f"got {value.shape[0]}"
+        )
+
+
 def require_same_grid(op: str, name: str, value: Tensor, other_name: str, other: Tensor) -> None:
     """Require one device, and equal N, h and w."""
     require_same_device(op, name, value, other_name, other)
@@ -98,11 +107,7 @@ def require_target(
         names = ", ".join(str(dtype) for dtype in _TARGET_DTYPES)
         raise TypeError(f"{op}: target must have one of the dtypes {names}, got {value.dtype}")
     require_same_device(op, "target", value, logits_name, logits)
-    if value.shape[0] != logits.shape[0]:
-        raise ValueError(
-            f"{op}: target must have the batch size of {logits_name}, {logits.shape[0]}, "
-            f"got {value.shape[0]}"
-        )
+    require_same_batch(op, "target", value, logits_name, logits)
     if not isinstance(ignore, Integral):
         raise TypeError(f"{op}: ignore_index must be an int, got {ignore!r}")
     if 0 <= ignore <= classes:
@@ -138,9 +143,15 @@ def require_positive(op: str, name: str, value: float) -> None:
         raise ValueError(f"{op}: {name} must be a finite number > 0, got {value}")
 
 
-def require_sigma(op: str, name: str, value: float | Tensor) -> None:
+def require_sigma(op: str, name: str, value: float | Tensor, maps_name: str, maps: Tensor) -> None:
     """Require a number > 0 (infinity included), or a 0-dim floating-point tensor."""
     if isinstance(value, Tensor):
+        require_tensor(op, name, value)
+        if value.is_meta and not maps.is_meta:
+            raise ValueError(
+                f"{op}: {name} must hold a number, as {maps_name} on {maps.device} do, "
+                "got a tensor on meta"
+            )
         if value.dim() != 0 or not value.is_floating_point():
             raise ValueError(
                 f"{op}: {name} must be a number > 0 or a 0-dim floating-point tensor, "
@@ -178,12 +189,15 @@ def require_queries(op: str, value: Tensor, features: Tensor, radius: float | No
             f"{op}: queries must have the batch size and channels of features, "
             f"shape {list(features.shape)}, got shape {list(value.shape)}"
         )
-    if radius is None:
+    require_half_side(op, radius, " with queries")
+
+
+def require_half_side(op: str, value: float | None, condition: str = "") -> None:
+    """Require None or a number >= 0.5."""
+    if value is None:
         return
-    if not isinstance(radius, int | float) or isinstance(radius, bool) or not radius >= 0.5:
-        raise ValueError(
-            f"{op}: radius must be None or a number >= 0.5 with queries, got {radius!r}"
-        )
+    if not isinstance(value, int | float) or isinstance(value, bool) or not value >= 0.5:
+        raise ValueError(f"{op}: radius must be None or a number >= 0.5{condition}, got {value!r}")
 
 
 def require_size(op: str, value: Sequence[int]) -> None:

@@ -1,11 +1,19 @@
-"""Float32 matrix products that torch's precision switches do not shorten."""
+"""Float32 that neither torch's precision switches nor autocast shorten."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
+
+
+def no_autocast(device: torch.device) -> AbstractContextManager[None]:
+    """Return a context without autocast; devices such as meta have none to turn off."""
+    if torch.amp.is_autocast_available(device.type):
+        return torch.autocast(device.type, enabled=False)
+    return nullcontext()
 
 
 def matmul(a: Tensor, b: Tensor) -> Tensor:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from blpseg_ops import _checks
 from blpseg_ops._basis import embedding_basis
 from blpseg_ops._patch_conv import PatchConv2d, patch_conv2d
-from blpseg_ops._precision import matmul
+from blpseg_ops._precision import matmul, no_autocast
 from blpseg_ops.ops.blp_loss import blp_loss
 from blpseg_ops.ops.lam import lam
 
@@ -110,7 +109,7 @@ class LocalAggregation(nn.Module):
         With ``stride``, a divisor of patch, they are those of the patches around every
         ``stride``-th pixel: patch / stride times as many on each side.
         """
-        with torch.autocast(images.device.type, enabled=False):
+        with no_autocast(images.device):
             features: Tensor = self.conv(self._normed(images, stride))
         return features
 
@@ -124,7 +123,7 @@ class LocalAggregation(nn.Module):
         Inner products equal those of :meth:`embed`. The gradient for f is a combination of features
         and lies in the span of Q, so Q can be treated as a constant: all gradients are equal, too.
         """
-        with torch.autocast(images.device.type, enabled=False):
+        with no_autocast(images.device):
             basis = embedding_basis(self.proj, self.norm, self.conv)  # Q [D, R]
             assert self.conv.bias is not None
             weight = matmul(basis.mT, self.conv.weight.flatten(1))

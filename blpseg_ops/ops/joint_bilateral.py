@@ -10,6 +10,7 @@ from torch import Tensor
 
 from blpseg_ops import _checks
 from blpseg_ops._dtypes import accumulate_dtype
+from blpseg_ops._precision import no_autocast
 from blpseg_ops.ops.lam import lam
 
 
@@ -64,12 +65,17 @@ def joint_bilateral(
     _checks.require_maps("joint_bilateral", "guide", guide, "[N, G, H, W]")
     _checks.require_maps("joint_bilateral", "values", values, "[N, C, h, w]")
     _checks.require_same_dtype("joint_bilateral", "values", values, "guide", guide)
-    _checks.require_sigma("joint_bilateral", "sigma_color", sigma_color)
+    _checks.require_same_device("joint_bilateral", "values", values, "guide", guide)
+    _checks.require_same_batch("joint_bilateral", "values", values, "guide", guide)
+    _checks.require_sigma("joint_bilateral", "sigma_space", sigma_space, "guide", guide)
+    _checks.require_sigma("joint_bilateral", "sigma_color", sigma_color, "guide", guide)
+    if size is not None:
+        _checks.require_size("joint_bilateral", size)
+    _checks.require_half_side("joint_bilateral", radius)
     dtype = accumulate_dtype(values.dtype)
-    with torch.autocast(guide.device.type, enabled=False):
+    with no_autocast(guide.device):
         fine = guide.to(dtype)
         if size is not None:
-            _checks.require_size("joint_bilateral", size)
             fine = F.interpolate(fine, tuple(size), mode="bilinear", antialias=True)
         fine = (fine - fine.mean((2, 3), keepdim=True)) / sigma_color  # small scores round less
         coarse = F.adaptive_avg_pool2d(fine, (values.shape[2], values.shape[3]))

@@ -92,7 +92,7 @@ def lam(
     _checks.require_maps("lam", "values", values, "[N, C, h, w]")
     _checks.require_same_dtype("lam", "values", values, "features", features)
     _checks.require_same_grid("lam", "values", values, "features", features)
-    _checks.require_sigma("lam", "sigma", sigma)
+    _checks.require_sigma("lam", "sigma", sigma, "features", features)
     if queries is None:
         _checks.require_radius("lam", radius)
     else:

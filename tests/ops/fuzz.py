@@ -19,7 +19,7 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 from typing import Any
 
@@ -28,11 +28,36 @@ from torch import Tensor
 
 import blpseg_ops
 
-from ._draws import DTYPES, draw_lam, draw_layout, draw_losses, draw_tensor, draw_upsample_argmax
-from .test_properties import check_lam, check_losses, check_upsample_argmax
+from ._draws import (
+    DTYPES,
+    draw_joint_bilateral,
+    draw_lam,
+    draw_layout,
+    draw_losses,
+    draw_sigma,
+    draw_tensor,
+    draw_two_grids,
+    draw_upsample_argmax,
+    draw_vector_layout,
+)
+from .test_properties import (
+    check_joint_bilateral,
+    check_lam,
+    check_lam_two_grids,
+    check_lam_with_queries,
+    check_losses,
+    check_upsample_argmax,
+)
 
 HANGS = 600  # seconds; if 100 calls take longer, one hangs
-CHECKS = (check_lam, *3 * (check_losses,), *2 * (check_upsample_argmax,))
+CHECKS = (
+    check_lam,
+    check_lam_two_grids,
+    check_lam_with_queries,
+    check_joint_bilateral,
+    *3 * (check_losses,),
+    *2 * (check_upsample_argmax,),
+)
 
 # Exceptions that public functions may raise, and that operators called without the checks may.
 # An operator that gets no tensor runs its fallback, which raises Python's own exceptions.
@@ -57,6 +82,8 @@ def draw_operator(rng: Random) -> Call:
         (
             "lam",
             "lam_backward",
+            "lam_two_grids",
+            "lam_two_grids_backward",
             "blp_loss",
             "blp_loss_backward",
             "annotation_loss",
@@ -68,7 +95,16 @@ def draw_operator(rng: Random) -> Call:
         )
     )
     wide = torch.float64 if dtype == torch.float64 else torch.float32
-    if name.startswith("lam"):
+    if name.startswith("lam_two_grids"):
+        case = draw_two_grids(rng).map(lay_out).to(dtype).map(lay_out)
+        inv_two_sigma_sq = draw_vector_layout(rng)(case.inv_two_sigma_sq)
+        arguments = list(replace(case, inv_two_sigma_sq=inv_two_sigma_sq).arguments)
+        if name == "lam_two_grids_backward":
+            # Random, not forward's results: backward must not rely on them.
+            output = draw_tensor(rng, *case.grad_output.shape).to(dtype)
+            log_denominator = draw_tensor(rng, *case.grad_output[:, 0].shape).to(wide)
+            arguments = [case.grad_output, *arguments[:3], output, log_denominator, *arguments[3:]]
+    elif name.startswith("lam"):
         lam = draw_lam(rng).map(lay_out).to(dtype).map(lay_out)
         arguments = [lam.features, lam.values, *lam.params]
         if name == "lam_backward":
@@ -108,12 +144,20 @@ def draw_operator(rng: Random) -> Call:
 
 def draw_function(rng: Random) -> Call:
     """Return a public function with valid arguments."""
+    if rng.random() < 0.15:
+        return draw_filter(rng)
     call = draw_operator(rng)
     while call.name.endswith("_backward"):
         call = draw_operator(rng)
+    if call.name.startswith("lam"):
+        i = {"lam": 2, "lam_two_grids": 3}[call.name]
+        call.arguments[i] = draw_sigma(rng, rng.choice(DTYPES))
     function: Callable[..., Any] = {
         "lam": lambda f, v, sigma, eps, scale, radius: blpseg_ops.lam(
             f, v, sigma, eps=eps, scale=scale, radius=radius
+        ),
+        "lam_two_grids": lambda q, f, v, sigma, eps, scale, radius: blpseg_ops.lam(
+            f, v, sigma, queries=q, eps=eps, scale=scale, radius=radius
         ),
         "blp_loss": lambda s, a, t, gamma, ignore: blpseg_ops.blp_loss(
             s, a, t, gamma=gamma, ignore_index=ignore
@@ -141,6 +185,21 @@ def draw_function(rng: Random) -> Call:
     # A label map of the requested size may not fit into memory.
     refusals = (*PUBLIC, RuntimeError) if call.name == "upsample_argmax" else PUBLIC
     return Call(call.name, function, call.arguments, refusals)
+
+
+def draw_filter(rng: Random) -> Call:
+    """Return joint_bilateral with valid arguments."""
+    lay_out, dtype = draw_layout(rng), rng.choice(DTYPES)
+    case = draw_joint_bilateral(rng).map(lay_out).to(dtype).map(lay_out)
+    sigmas = [draw_sigma(rng, rng.choice(DTYPES)) for _ in range(2)]
+    size = case.size if case.size is None else list(case.size)
+    return Call(
+        "joint_bilateral",
+        lambda *arguments: blpseg_ops.joint_bilateral(*arguments[:-1], radius=arguments[-1]),
+        [case.guide, case.values, *sigmas, size, case.radius],
+        # A guide of the requested size may not fit into memory.
+        (*PUBLIC, RuntimeError),
+    )
 
 
 # --- Spoiling -------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import fields, replace
+from dataclasses import fields
 from typing import Any
 
 import pytest
@@ -16,6 +16,7 @@ from torch import Tensor
 import blpseg_ops
 from blpseg_ops import backends
 
+from . import _two_grids_inputs
 from ._common import randn
 from ._lam_inputs import (
     CHECKED,
@@ -36,8 +37,7 @@ from ._lam_inputs import (
     run_reference,
     smooth_images,
 )
-from .test_lam_two_grids import Case as TwoGridsCase
-from .test_lam_two_grids import draw
+from ._two_grids_inputs import normal_case as two_grids_case
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 
@@ -306,34 +306,29 @@ def test_sanitizer_lam(dtype: torch.dtype, eps: float) -> None:
 
 
 TWO_GRIDS = {
-    "finer": draw((9, 13), (36, 51), 50, 21, eps=1e-3),
-    "coarser": draw((33, 31), (20, 25), 70, 200),
-    "window": draw((32, 32), (112, 112), 64, 33, n=1, radius=3.5),
-    "no Gaussian": draw((12, 12), (48, 50), 300, 5, n=1, inv=0.0),
+    "finer": two_grids_case((9, 13), (36, 51), 50, 21, eps=1e-3),
+    "coarser": two_grids_case((33, 31), (20, 25), 70, 200),
+    "window": two_grids_case((32, 32), (112, 112), 64, 33, n=1, radius=3.5),
+    "no Gaussian": two_grids_case((12, 12), (48, 50), 300, 5, n=1, inv=0.0),
 }
-
-
-def _two_grids_on_cuda(case: TwoGridsCase) -> dict[str, Tensor]:
-    maps = ("queries", "features", "values", "grad_output", "inv_two_sigma_sq")
-    return replace(case, **{name: getattr(case, name).cuda() for name in maps}).kernel()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("name", TWO_GRIDS)
 def test_sanitizer_two_grids_agree_with_float64(name: str, dtype: torch.dtype) -> None:
     case = TWO_GRIDS[name].to(dtype)
-    expected = case.to(torch.float64).fallback()
-    results = _two_grids_on_cuda(case)
-    again = _two_grids_on_cuda(case)
+    expected = _two_grids_inputs.run_fallback(case.to(torch.float64))
+    results = _two_grids_inputs.run_kernel(case.cuda())
+    _two_grids_inputs.assert_equal(results, _two_grids_inputs.run_kernel(case.cuda()))
     tolerance = 2e-4 if dtype == torch.float32 else 8 * torch.finfo(dtype).eps
     for result in ("output", "grad_queries", "grad_features", "grad_values"):
-        assert torch.equal(results[result], again[result]), f"{result} is not deterministic"
-        error = (results[result].cpu().double() - expected[result]).abs().max()
-        assert error <= tolerance * expected[result].abs().max(), result
+        exact = getattr(expected, result)
+        error = (getattr(results, result).cpu().double() - exact).abs().max()
+        assert error <= tolerance * exact.abs().max(), result
 
 
 def test_two_grids_under_autocast_compile_and_a_cuda_graph() -> None:
-    case = draw((9, 13), (36, 51), 50, 21).to(torch.bfloat16)
+    case = two_grids_case((9, 13), (36, 51), 50, 21).to(torch.bfloat16)
     inputs = [x.cuda().requires_grad_() for x in (case.features, case.values, case.queries)]
     sigma = torch.tensor(3.0, device="cuda", requires_grad=True)
 

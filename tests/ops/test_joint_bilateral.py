@@ -1,33 +1,14 @@
-"""The joint bilateral filter against its formula, pair by pair."""
+"""The joint bilateral filter against its formula."""
 
 from __future__ import annotations
 
-from itertools import product
-
 import pytest
 import torch
-from torch import Tensor
 
 import blpseg_ops
 
 from ._common import randn
-
-
-def brute_force(guide: Tensor, values: Tensor, space: Tensor, color: Tensor) -> Tensor:
-    """The formula in float64; the guide's means over the values' pixels by hand."""
-    (n, channels, h, w), (height, width) = values.shape, guide.shape[2:]
-    scale_y, scale_x = height // h, width // w
-    means = guide.unflatten(3, (w, scale_x)).unflatten(2, (h, scale_y)).mean((3, 5))
-    rows = []
-    for y, x in product(range(height), range(width)):
-        place_y, place_x = (y + 0.5) / scale_y - 0.5, (x + 0.5) / scale_x - 0.5
-        dy, dx = (torch.arange(side).double() - at for side, at in ((h, place_y), (w, place_x)))
-        log = -(dy[:, None] ** 2 + dx**2) / (2 * space**2)
-        step = (means - guide[:, :, y, x][:, :, None, None]).square().sum(1)
-        weight = (log - step / (2 * color**2)).exp()
-        total = (weight[:, None] * values).sum((2, 3)) / weight.sum((1, 2))[:, None]
-        rows.append(total)
-    return torch.stack(rows, -1).reshape(n, channels, height, width)
+from ._two_grids_inputs import bilateral_formula
 
 
 @pytest.mark.parametrize("size", [(6, 8), (12, 24)], ids=["same size", "upsampling"])
@@ -36,7 +17,8 @@ def test_values_and_gradients(size: tuple[int, int], backend: str) -> None:
     guide, values = randn(2, 3, *size).requires_grad_(), randn(2, 4, 6, 8, seed=1).requires_grad_()
     sigmas = [torch.tensor(x, dtype=torch.float64, requires_grad=True) for x in (1.5, 0.6)]
     found = blpseg_ops.joint_bilateral(guide, values, *sigmas, backend=backend)
-    expected = brute_force(guide, values, *sigmas)
+    cells = guide.unflatten(3, (8, -1)).unflatten(2, (6, -1))
+    expected = bilateral_formula(guide, cells.mean((3, 5)), values, *sigmas)
     torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
     leaves, upstream = [guide, values, *sigmas], randn(*found.shape, seed=2)
     torch.testing.assert_close(
@@ -68,3 +50,10 @@ def test_halves_are_computed_in_float32_under_autocast_too() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         found = blpseg_ops.joint_bilateral(guide, values, 2.0, 1.0)
     assert torch.equal(found, expected)
+
+
+def test_shapes_are_known_on_meta() -> None:
+    guide, values = randn(1, 3, 16, 12).to("meta"), randn(1, 2, 4, 3).to("meta")
+    assert blpseg_ops.joint_bilateral(guide, values).shape == (1, 2, 16, 12)
+    module = blpseg_ops.LocalAggregation(8).to("meta")
+    assert module(guide.float(), values.float()).shape == values.shape

@@ -12,10 +12,9 @@ import torch
 from torch import Tensor
 
 import blpseg_ops
-from blpseg_ops.fallback.lam import lam_backward, lam_forward
 
 from ._common import MEASURE, randn, run_program
-from ._lam_inputs import HOSTILE, ErrorBudget, hostile, normal_case, run_with
+from ._lam_inputs import HOSTILE, ErrorBudget, hostile, normal_case, run_reference
 
 
 def masked(
@@ -78,9 +77,9 @@ def test_kernel_at_odd_sizes(size: tuple[int, int, int, int, int], radius: int) 
 
 def test_fallback_in_small_blocks_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     case = normal_case(2, 8, 3, 21, 30, sigma=3.0, eps=1e-3, radius=4)
-    whole = run_with(lam_forward, lam_backward, case)
+    whole = run_reference(case)
     monkeypatch.setattr(sys.modules["blpseg_ops.fallback.lam"], "BLOCK", 2 * 100**2)
-    parts = run_with(lam_forward, lam_backward, case)
+    parts = run_reference(case)
     torch.testing.assert_close(astuple(parts), astuple(whole), rtol=1e-12, atol=1e-12)
 
 

@@ -23,7 +23,6 @@ from ._lam_inputs import (
     hostile,
     normal_case,
     probabilities,
-    run_with,
 )
 
 pytest.importorskip("triton", reason="no Triton for this platform")
@@ -74,7 +73,7 @@ def _run(case: Case, family: str) -> Results:
     from blpseg_ops.triton.lam import lam, lam_backward
 
     with _triton_interpreter.emulate(family):
-        return run_with(lam, lam_backward, case)
+        return case.run(lam, lam_backward)
 
 
 @pytest.mark.parametrize(("size", "family"), _in_turn(SIZES, FAMILIES[::-1]), ids=str)

@@ -27,7 +27,7 @@ from ._lam_inputs import (
     normal_case,
     probabilities,
     random_case,
-    run_with,
+    run_reference,
 )
 
 pytest.importorskip("triton", reason="no Triton for this platform")
@@ -42,7 +42,7 @@ _triton_interpreter.prepare()
 def _run(case: Case) -> Results:
     from blpseg_ops.triton.lam import lam, lam_backward
 
-    return run_with(lam, lam_backward, case)
+    return case.run(lam, lam_backward)
 
 
 # By default most maps are as small as shows what they are here for, since the interpreter takes
@@ -155,14 +155,12 @@ NAN_OF_ALL_ONES = torch.tensor(2**31 - 1, dtype=torch.int32).view(torch.float32)
     ],
 )
 def test_non_finite_numbers_show(tensor: str, number: float | torch.Tensor) -> None:
-    from blpseg_ops.fallback.lam import lam_backward, lam_forward
-
     # sigma is so small that the pixel's tile is skipped by all but its neighbors.
     finite = normal_case(2, 6, 3, 5, 24, sigma=0.5).to(torch.float32)
     changed = getattr(finite, tensor).clone()
     changed[1, 1, 3, 4] = number
     case = replace(finite, **{tensor: changed})
-    results, expected = _run(case), run_with(lam_forward, lam_backward, case)
+    results, expected = _run(case), run_reference(case)
     for name in RESULTS:
         hidden = getattr(results, name).isfinite() & ~getattr(expected, name).isfinite()
         assert not hidden.any(), name
@@ -170,14 +168,12 @@ def test_non_finite_numbers_show(tensor: str, number: float | torch.Tensor) -> N
 
 
 def test_what_the_kernels_do_not_take_goes_to_the_fallback() -> None:
-    from blpseg_ops.fallback.lam import lam_backward, lam_forward
-
     for case in (
         normal_case(1, 3, 2, 4, 5),  # float64
         normal_case(1, 3, 257, 2, 2).to(torch.float32),
         normal_case(1, 513, 2, 2, 2).to(torch.float32),
     ):
-        results, expected = _run(case), run_with(lam_forward, lam_backward, case)
+        results, expected = _run(case), run_reference(case)
         for name in RESULTS:
             assert torch.equal(getattr(results, name), getattr(expected, name)), name
 

@@ -7,9 +7,11 @@ ones.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from random import Random
+from typing import Any
 
 import pytest
 import torch
@@ -21,18 +23,26 @@ from blpseg_ops._dtypes import accumulate_dtype, label_dtype
 from blpseg_ops.fallback.annotation_loss import _pixels as annotation_loss_pixels
 from blpseg_ops.fallback.blp_loss import _pixels as blp_loss_pixels
 from blpseg_ops.fallback.resize import upsample_adjoint
+from blpseg_ops.ops.lam_two_grids import LARGEST_INV_TWO_SIGMA_SQ
 from blpseg_ops.reference.blp_loss import GUARD
 from blpseg_ops.reference.resize import upsample
 
-from . import _lam_inputs, _loss_inputs
+from . import _lam_inputs, _loss_inputs, _two_grids_inputs
 from ._draws import (
     DTYPES,
+    Bilateral,
+    draw_joint_bilateral,
     draw_lam,
     draw_layout,
     draw_losses,
+    draw_sigma,
     draw_tensor,
+    draw_two_grids,
     draw_upsample_argmax,
+    draw_vector_layout,
+    inv_two_sigma_sq,
 )
+from ._two_grids_inputs import bilateral_formula
 
 hypothesis = pytest.importorskip("hypothesis")
 
@@ -58,30 +68,54 @@ def drawn(examples: int) -> Callable[[Callable[[Random], None]], Callable[[], No
 # --- Against float64 ------------------------------------------------------------------------------
 
 
-class LamErrorBudget(_lam_inputs.ErrorBudget):
-    """The error budget of LAM for arbitrary draws.
+class ForAnyDraw:
+    """Makes an error budget four times as large.
 
-    Errors are relative to the terms of the sums, since sums may cancel to 0. The budget is four
-    times as large, since with few pixels the plain formulation's own error is luck.
+    With few pixels the plain formulation's own error is luck.
     """
 
-    def __init__(self, case: _lam_inputs.Case) -> None:
-        super().__init__(case)
-        wide = self.case.to(torch.float64)
+    def _allowed(self, *arguments: Any) -> float:
+        return 4 * super()._allowed(*arguments)  # type: ignore[misc]
+
+
+class LamErrorBudget(ForAnyDraw, _lam_inputs.ErrorBudget):
+    """The error budget of LAM for arbitrary draws.
+
+    Errors are relative to the terms of the sums, since sums may cancel to 0.
+    """
+
+    def _find_sizes(self, wide: _lam_inputs.Case) -> dict[str, Tensor]:
         sizes = replace(wide, values=wide.values.abs(), grad_output=wide.grad_output.abs())
         terms = _lam_inputs.run_reference(sizes)
-        for name in ("output", "grad_values"):
-            self._sizes[name] = getattr(terms, name).amax((2, 3), keepdim=True)
         pairs = sizes.grad_output * (terms.output + self.expected.output.abs())
         edges = wide.features.abs().amax((1, 2, 3)) * pairs.sum(1).amax((1, 2))
-        self._sizes["grad_features"] = abs(case.scale) * edges[:, None, None, None]
+        return {
+            "output": terms.output.amax((2, 3), keepdim=True),
+            "grad_features": abs(wide.scale) * edges[:, None, None, None],
+            "grad_values": terms.grad_values.amax((2, 3), keepdim=True),
+        }
 
-    def _allowed(self, results: _lam_inputs.Results, name: str) -> float:
-        return 4 * super()._allowed(results, name)
+
+class TwoGridsErrorBudget(ForAnyDraw, _two_grids_inputs.ErrorBudget):
+    """The error budget of LAM between two grids for arbitrary draws."""
 
 
-class LossErrorBudget(_loss_inputs.ErrorBudget):
-    """The error budget of the losses for arbitrary draws, four times as large for the same reason.
+class OneSigmaErrorBudget(TwoGridsErrorBudget):
+    """The same if one sigma serves the batch: its gradient is the sum over the images."""
+
+    def _run_reference(self, case: _two_grids_inputs.Case) -> _two_grids_inputs.Results:
+        results = super()._run_reference(case)
+        total = results.grad_inv_two_sigma_sq.sum(0, keepdim=True)
+        return replace(results, grad_inv_two_sigma_sq=total)
+
+    def _find_sizes(self, wide: _two_grids_inputs.Case) -> dict[str, Tensor]:
+        sizes = super()._find_sizes(wide)
+        name = "grad_inv_two_sigma_sq"
+        return {**sizes, name: sizes[name].sum(0, keepdim=True)}
+
+
+class LossErrorBudget(ForAnyDraw, _loss_inputs.ErrorBudget):
+    """The error budget of the losses for arbitrary draws.
 
     Errors are relative to terms of which the results are differences:
 
@@ -114,9 +148,6 @@ class LossErrorBudget(_loss_inputs.ErrorBudget):
         )
         return sizes
 
-    def _allowed(self, plain_error: float, dtype: torch.dtype) -> float:
-        return 4 * super()._allowed(plain_error, dtype)
-
 
 def _weight_terms(weight: Tensor, gamma: float) -> Tensor:
     """Return the size of the BLP weight's terms.
@@ -143,25 +174,146 @@ def check_lam(rng: Random) -> None:
     results = _lam_inputs.run_kernel(case)
     for name in ("output", "grad_features", "grad_values"):
         assert getattr(results, name).dtype == dtype, name
-    if dtype == accumulate_dtype(dtype):
-        if case.values.numel():
-            LamErrorBudget(case).check(results)
-        return
-    # Inputs narrower than float32 are widened once, and results rounded once.
-    wide = case.to(torch.float32)
-    output, log_denominator = torch.ops.blpseg.lam(wide.features, wide.values, *wide.params)
-    assert torch.equal(results.output, output.to(dtype))
-    assert torch.equal(results.log_denominator, log_denominator)
-    grads = torch.ops.blpseg.lam_backward(
-        wide.grad_output,
-        wide.features,
-        wide.values,
-        results.output.float(),
-        log_denominator,
-        *wide.params,
+    if dtype != accumulate_dtype(dtype):
+        _lam_inputs.assert_equal(results, _lam_inputs.run_rounded("lam", case))
+    elif case.values.numel():
+        LamErrorBudget(case).check(results)
+
+
+def check_lam_two_grids(rng: Random) -> None:
+    """Check lam_two_grids forward and backward, any dtype and layout."""
+    lay_out, dtype = draw_layout(rng), rng.choice(DTYPES)
+    case = draw_two_grids(rng).map(lay_out).to(torch.float32).to(dtype).map(lay_out)
+    case = replace(case, inv_two_sigma_sq=draw_vector_layout(rng)(case.inv_two_sigma_sq))
+    results = _two_grids_inputs.run_kernel(case)
+    for name in ("output", "grad_queries", "grad_features", "grad_values"):
+        assert getattr(results, name).dtype == dtype, name
+    if dtype != accumulate_dtype(dtype):
+        rounded = _lam_inputs.run_rounded("lam_two_grids", case)
+        _two_grids_inputs.assert_equal(results, rounded)
+    elif case.values.numel():
+        TwoGridsErrorBudget(case).check(results)
+
+
+def check_lam_with_queries(rng: Random) -> None:
+    """Check the public function with queries and its gradients, sigma's too if it is a tensor."""
+    lay_out, dtype = draw_layout(rng), rng.choice(DTYPES)
+    wide = accumulate_dtype(dtype)
+    case = draw_two_grids(rng).map(lay_out).to(torch.float32).to(dtype).map(lay_out)
+    sigma = draw_sigma(rng, wide)
+    inv = inv_two_sigma_sq(torch.as_tensor(sigma)).to(wide).expand(len(case.values))
+    case = replace(case, inv_two_sigma_sq=inv)
+    results = _run_public(case, sigma)
+    for name in ("output", "grad_queries", "grad_features", "grad_values"):
+        assert getattr(results, name).dtype == dtype, name
+    if dtype != wide:
+        rounded = _run_public(case.to(torch.float32), sigma).output.to(dtype)
+        assert torch.equal(results.output, rounded)
+    elif case.values.numel():
+        OneSigmaErrorBudget(case).check(results)
+
+
+def _run_public(case: _two_grids_inputs.Case, sigma: float | Tensor) -> _two_grids_inputs.Results:
+    leaves = [x.detach().requires_grad_() for x in case.arguments[:3]]
+    if isinstance(sigma, Tensor):
+        leaves.append(sigma.detach().requires_grad_())
+    queries, features, values, *_ = leaves
+    output = blpseg_ops.lam(
+        features,
+        values,
+        leaves[3] if isinstance(sigma, Tensor) else sigma,
+        queries=queries,
+        radius=case.radius,
+        eps=case.eps,
+        scale=case.scale,
     )
-    assert torch.equal(results.grad_features, grads[0].to(dtype))
-    assert torch.equal(results.grad_values, grads[1].to(dtype))
+    *grads, grad_sigma = *torch.autograd.grad(output, leaves, case.grad_output), None
+    grad_inv = None
+    if isinstance(sigma, Tensor):
+        grad_sigma = grads.pop()
+        clamped = inv_two_sigma_sq(sigma) == LARGEST_INV_TWO_SIGMA_SQ
+        if clamped or sigma.isinf():
+            assert grad_sigma == 0
+        else:  # d(1 / (2 sigma^2)) = -d sigma / sigma^3
+            grad_inv = -(grad_sigma * sigma**3)[None]
+    return _two_grids_inputs.Results(output.detach(), None, *grads, grad_inv)
+
+
+def check_joint_bilateral(rng: Random) -> None:
+    """Check joint_bilateral and its gradients, any dtype and layout."""
+    lay_out, dtype = draw_layout(rng), rng.choice(DTYPES)
+    case = draw_joint_bilateral(rng).map(lay_out).to(torch.float32).to(dtype).map(lay_out)
+    results = _run_bilateral(_public_bilateral, case)
+    assert all(result.dtype == dtype for result in results[:3])
+    if dtype != accumulate_dtype(dtype):
+        wide = _run_bilateral(_public_bilateral, case.to(torch.float32))
+        for result, expected in zip(results, wide, strict=True):
+            assert torch.equal(result, expected.to(result.dtype))
+    elif case.values.numel():
+        wide, (sizes, max_score) = case.to(torch.float64), _bilateral_sizes(case.to(torch.float64))
+        expected = _run_bilateral(_bilateral_formula, wide)
+        rounding = (2**-46 if dtype == torch.float64 else 2**-21) * max(16, max_score)
+        names = ("output", "grad_guide", "grad_values", "grad_sigma_space", "grad_sigma_color")
+        for name, result, exact, size in zip(names, results, expected, sizes, strict=True):
+            error, allowed = (result - exact).abs().max(), rounding * size
+            assert error <= allowed, f"{name}: off by {error:.1e}, allowed {allowed:.1e}"
+
+
+def _bilateral_formula(
+    guide: Tensor, values: Tensor, sigma_space: Tensor, sigma_color: Tensor, case: Bilateral
+) -> Tensor:
+    guide = _resized(guide, case)
+    means = F.adaptive_avg_pool2d(guide, values.shape[2:])
+    return bilateral_formula(guide, means, values, sigma_space, sigma_color, case.radius)
+
+
+def _resized(guide: Tensor, case: Bilateral) -> Tensor:
+    if case.size is None:
+        return guide
+    return F.interpolate(guide, case.size, mode="bilinear", antialias=True)
+
+
+def _public_bilateral(
+    guide: Tensor, values: Tensor, sigma_space: Tensor, sigma_color: Tensor, case: Bilateral
+) -> Tensor:
+    return blpseg_ops.joint_bilateral(
+        guide, values, sigma_space, sigma_color, case.size, radius=case.radius
+    )
+
+
+def _run_bilateral(function: Callable[..., Tensor], case: Bilateral) -> tuple[Tensor, ...]:
+    """Return the output and the gradients of guide, values, sigma_space and sigma_color."""
+    sigmas = torch.tensor(
+        [case.sigma_space, case.sigma_color], dtype=accumulate_dtype(case.values.dtype)
+    )
+    leaves = [x.detach().requires_grad_() for x in (case.guide, case.values, *sigmas)]
+    output = function(*leaves, case)
+    return output.detach(), *torch.autograd.grad(output, leaves, case.grad_output)
+
+
+def _bilateral_sizes(case: Bilateral) -> tuple[tuple[Tensor, ...], float]:
+    """Return the sizes of the terms that _run_bilateral's results sum, and the largest score."""
+    output = _run_bilateral(_bilateral_formula, case)[0].abs()
+    positive = replace(case, values=case.values.abs(), grad_output=case.grad_output.abs())
+    mean, _, grad_values, *_ = _run_bilateral(_bilateral_formula, positive)
+    of_query = (positive.grad_output * (mean + output)).sum(1)
+    of_key = (grad_values * (positive.values + output.amax((2, 3), keepdim=True))).sum(1)
+    guide = _resized(case.guide, case)
+    largest = guide.norm(dim=1).max() / case.sigma_color  # its rounding stays after centering
+    color = (guide - guide.mean((2, 3), keepdim=True)) / case.sigma_color
+    max_score = largest * color.norm(dim=1).max()
+    pairs_per_pixel = max(of_query[0].numel(), of_key[0].numel()) / case.guide[0, 0].numel()
+    edges = (of_query.max() + of_key.max()) * max(1, pairs_per_pixel)
+    reach = math.inf if case.radius is None else case.radius
+    sq_distance = sum(min(side, reach) ** 2 for side in case.values.shape[2:])
+    sizes = (
+        mean.max(),
+        largest * edges / case.sigma_color,
+        grad_values.max(),
+        sq_distance * of_query.sum() / case.sigma_space**3,
+        largest**2 * (of_query.sum() + of_key.sum()) / case.sigma_color,
+    )
+    return sizes, max_score.item()
 
 
 def check_losses(rng: Random) -> None:
@@ -206,6 +358,9 @@ def check_upsample_argmax(rng: Random) -> None:
 
 
 test_lam = drawn(500)(check_lam)
+test_lam_two_grids = drawn(200)(check_lam_two_grids)
+test_lam_with_queries = drawn(100)(check_lam_with_queries)
+test_joint_bilateral = drawn(100)(check_joint_bilateral)
 test_losses = drawn(500)(check_losses)
 test_upsample_argmax = drawn(500)(check_upsample_argmax)
 
