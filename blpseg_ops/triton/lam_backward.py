@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 
 from blpseg_ops.triton.lam_math import (
+    add_dot,
     dot_products,
     in_window,
     log_weights,
@@ -20,6 +21,7 @@ from blpseg_ops.triton.lam_math import (
     probability_and_score_gradient,
     scores,
     squared_distances,
+    step_yx,
 )
 
 
@@ -133,6 +135,7 @@ def backward_kernel(
     pixel = block % blocks_per_image * QUERIES + tl.arange(0, QUERIES)
     row = pixel.to(tl.int64)[:, None]
     y, x = pixel_yx(pixel, tile_columns)
+    float_y, float_x = y.to(tl.float32), x.to(tl.float32)
     dim, channel = tl.arange(0, BLOCK_D)[None, :], tl.arange(0, BLOCK_C)[None, :]
     own_features = features + row * packed_dims + dim
     own_values = values + row * packed_channels + channel
@@ -164,10 +167,10 @@ def backward_kernel(
     for i in range(tl.load(list_lengths + block) * (64 // KEYS)):
         # 2. Scores with the next KEYS pixels, the same in both directions. Pixels outside the
         # image have features, values and gradients of 0, and so add nothing.
-        first = tl.load(tile_lists + i // (64 // KEYS)) * 64 + i % (64 // KEYS) * KEYS
+        tile, part = tl.load(tile_lists + i // (64 // KEYS)), i % (64 // KEYS)
+        other_y, other_x = step_yx(tile, part, lane, tile_columns, KEYS)
+        first = tile.to(tl.int64) * 64 + part * KEYS
         other = first + lane
-        other_y, other_x = pixel_yx(other, tile_columns)
-        first = first.to(tl.int64)
         dot_product = scores(
             own_features,
             own_first_features,
@@ -177,10 +180,10 @@ def backward_kernel(
             BLOCK_D,
             INPUT_PRECISION,
         )
-        distance2 = squared_distances(y, x, other_y, other_x)
+        distance2 = squared_distances(float_y, float_x, other_y, other_x)
         visible = distance2 >= 0
         if WINDOW:
-            visible = in_window(y, x, other_y, other_x, radius)
+            visible = in_window(float_y, float_x, other_y, other_x, radius)
 
         # 3. The owned pixels as queries, the others as keys.
         reward = dot_products(
@@ -217,30 +220,26 @@ def backward_kernel(
 
         # 5. grad_values of the owned keys; grad_features from both directions' score gradients.
         grad = tl.load(grad_slice + first * packed_channels)
-        total_values = tl.dot(
-            prob.to(grad.dtype), grad, total_values, input_precision=INPUT_PRECISION
-        )
+        total_values = add_dot(total_values, prob.to(grad.dtype), grad, INPUT_PRECISION)
         feature = tl.load(features_slice + first * packed_dims)
         grad_score += other_grad_score
         if HAS_GRAD_UNIT:
             grad_score *= unit
-        total_features = tl.dot(
-            grad_score.to(feature.dtype),
-            feature,
-            total_features,
-            input_precision=INPUT_PRECISION,
+        total_features = add_dot(
+            total_features, grad_score.to(feature.dtype), feature, INPUT_PRECISION
         )
 
     if HAS_EPS:
         # 6. Far tiles: their pixels count in T only.
         tile_lists += tl.load(list_lengths + block)
         for i in range(tl.load(list_lengths + tl.num_programs(0) + block) * (64 // KEYS)):
-            first = tl.load(tile_lists + i // (64 // KEYS)) * 64 + i % (64 // KEYS) * KEYS
+            tile, part = tl.load(tile_lists + i // (64 // KEYS)), i % (64 // KEYS)
+            first = tile.to(tl.int64) * 64 + part * KEYS
             other = first + lane
             dot_product = scores(
                 own_features,
                 own_first_features,
-                other_features + first.to(tl.int64) * packed_dims,
+                other_features + first * packed_dims,
                 packed_dims,
                 D_FITS_IN_ONE_BLOCK,
                 BLOCK_D,
@@ -248,26 +247,23 @@ def backward_kernel(
             )
             visible = dot_product == dot_product
             if WINDOW:
-                other_y, other_x = pixel_yx(other, tile_columns)
-                visible = in_window(y, x, other_y, other_x, radius)
+                other_y, other_x = step_yx(tile, part, lane, tile_columns, KEYS)
+                visible = in_window(float_y, float_x, other_y, other_x, radius)
             other_sq_norm = tl.load(sq_norm + other)[None, :]
             other_delta = tl.load(delta + other)[None, :]
             other_log_denominator = tl.load(log_denominator + other)[None, :]
             grad_score = _guard_gradient(
-                dot_product, visible, own_sq_norm, own_log_denominator, own_delta, scale, log_eps,
-                WINDOW,
-            ) + _guard_gradient(
-                dot_product, visible, other_sq_norm, other_log_denominator, other_delta, scale,
+                dot_product, visible, own_sq_norm, own_log_denominator, own_delta, scale,
                 log_eps, WINDOW,
+            ) + _guard_gradient(
+                dot_product, visible, other_sq_norm, other_log_denominator, other_delta,
+                scale, log_eps, WINDOW,
             )  # fmt: skip
-            feature = tl.load(features_slice + first.to(tl.int64) * packed_dims)
+            feature = tl.load(features_slice + first * packed_dims)
             if HAS_GRAD_UNIT:
                 grad_score *= unit
-            total_features = tl.dot(
-                grad_score.to(feature.dtype),
-                feature,
-                total_features,
-                input_precision=INPUT_PRECISION,
+            total_features = add_dot(
+                total_features, grad_score.to(feature.dtype), feature, INPUT_PRECISION
             )
 
     # 7. Store.

@@ -28,6 +28,7 @@ from blpseg_ops.triton.lam_math import (
     log_weights,
     mask_logits,
     pixel_yx,
+    round_to_tf32,
     squared_distances,
 )
 from blpseg_ops.triton.lam_pack import TileGrid
@@ -42,7 +43,7 @@ class Tiles(NamedTuple):
     sq_norm: Tensor  # [N, tiles, 64] |f|^2
     delta: Tensor  # [N, tiles, 64] <g, out>; backward only
     log_denominator: Tensor  # [N, tiles, 64] log((Z + eps T) / w_bb); backward only
-    axes: Tensor  # [N, tiles, 64, AXES]
+    axes: Tensor  # [N, tiles, 64, AXES] y and |r|, rounded to tf32
     key_log_bound: Tensor  # [N, tiles, 64]
     query_log_bound: Tensor  # [N, tiles, 64]
     box_low: Tensor  # [N, tiles, AXES] the smallest of each axis
@@ -103,8 +104,8 @@ def describe(
         key_max_bound=key_max_bound,
         query_max_bound=query_max_bound,
     )
-    mean_value = _mean_size(values, grid)
-    mean_grad = _mean_size(upstream.grad_output, grid) if upstream else mean_value
+    value_sums = _sum_of_sizes(values)
+    grad_sums = _sum_of_sizes(upstream.grad_output) if upstream else value_sums
     known = upstream or Upstream(values, values, sq_norm)
     stride_n, stride_y, stride_x = known.log_denominator.stride()[:3]
     describe_kernel[n * tiles,](
@@ -114,8 +115,8 @@ def describe(
         grad_output=known.grad_output,
         output=known.output,
         log_denominator_in=known.log_denominator,
-        mean_value=mean_value,
-        mean_grad=mean_grad,
+        value_sums=value_sums,
+        grad_sums=grad_sums,
         **made._asdict(),
         **grid._asdict(),
         stride_n=stride_n,
@@ -131,9 +132,9 @@ def describe(
     return made
 
 
-def _mean_size(packed: Tensor, grid: TileGrid) -> Tensor:  # [N, tiles, 64, C] -> [N, C], mean |v|
+def _sum_of_sizes(packed: Tensor) -> Tensor:  # [N, tiles, 64, C] -> [N, C], sums of |v|
     total: Tensor = torch.linalg.vector_norm(packed, 1, (1, 2), dtype=torch.float32)
-    return total / (grid.height * grid.width)
+    return total
 
 
 @triton.jit
@@ -206,8 +207,8 @@ def describe_kernel(
     grad_output,  # [N, tiles, 64, packed_channels]
     output,  # [N, tiles, 64, packed_channels]
     log_denominator_in,  # [N, h, w]
-    mean_value,  # [N, packed_channels]
-    mean_grad,  # [N, packed_channels]
+    value_sums,  # [N, packed_channels] of sizes
+    grad_sums,  # [N, packed_channels] of sizes
     sq_norm,  # [N, tiles, 64], from here on outputs: see Tiles
     delta,  # [N, tiles, 64]
     log_denominator,  # [N, tiles, 64]
@@ -275,7 +276,8 @@ def describe_kernel(
     # 2. The 15 coordinates y, an upper bound |r| of the rest's norm, and the box of y.
     not_finite = tl.sum(norm2, 0) * 0  # NaN where a number is not finite
     leading, rest = leading_and_rest(leading, norm2, not_finite, HAS_DIRECTIONS)
-    tl.store(axes + row[:, None] * _AXES + axis, tl.where(axis < _AXES - 1, leading, rest[:, None]))
+    packed_axes = round_to_tf32(tl.where(axis < _AXES - 1, leading, rest[:, None]))
+    tl.store(axes + row[:, None] * _AXES + axis, packed_axes)
     smallest = tl.min(tl.where(inside[:, None], leading, float("inf")), 0)
     largest = tl.max(tl.where(inside[:, None], leading, float("-inf")), 0)
     tl.store(box_low + tile * _AXES + tl.arange(0, _AXES), smallest)
@@ -283,17 +285,20 @@ def describe_kernel(
 
     # 3. By how much values and gradients exceed their usual size; delta.
     key_ratio, query_ratio = 1.0, 1.0
+    pixels = height.to(tl.float32) * width
     grad_times_output = tl.zeros([64], tl.float32)
     largest_grad = tl.zeros([64], tl.float32)
     for c in range(0, packed_channels, BLOCK):
         maps = row[:, None] * packed_channels + c + lane
-        means = image * packed_channels + c + tl.arange(0, BLOCK)
+        sums = image * packed_channels + c + tl.arange(0, BLOCK)
         v = tl.load(values + maps).to(tl.float32)
-        key_ratio = tl.maximum(key_ratio, ratio_over_mean(v, tl.load(mean_value + means)))
+        mean = tl.load(value_sums + sums) / pixels
+        key_ratio = tl.maximum(key_ratio, ratio_over_mean(v, mean))
         not_finite += tl.sum(tl.sum(v, 1), 0) * 0
         if BACKWARD:
             g = tl.load(grad_output + maps).to(tl.float32)
-            query_ratio = tl.maximum(query_ratio, ratio_over_mean(g, tl.load(mean_grad + means)))
+            mean = tl.load(grad_sums + sums) / pixels
+            query_ratio = tl.maximum(query_ratio, ratio_over_mean(g, mean))
             grad_times_output += tl.sum(g * tl.load(output + maps).to(tl.float32), 1)
             largest_grad = tl.maximum(largest_grad, tl.max(tl.abs(g), 1))
             not_finite += tl.sum(tl.sum(g, 1), 0) * 0

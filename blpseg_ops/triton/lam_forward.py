@@ -10,12 +10,15 @@ import triton
 import triton.language as tl
 
 from blpseg_ops.triton.lam_math import (
+    add_dot,
+    exp,
     in_window,
     log_weights,
     mask_logits,
     pixel_yx,
     scores,
     squared_distances,
+    step_yx,
     update_softmax,
 )
 
@@ -29,8 +32,8 @@ def _add_to_guard(
 ):
     """Add a step's keys to eps T; return the factor on what was summed."""
     new_max = tl.maximum(max_logit, tl.max(log_similarity, 1) + log_eps)
-    rescale = tl.exp(max_logit - new_max)
-    step_sum = tl.sum(tl.exp(log_similarity + (log_eps - new_max)[:, None]), 1)
+    rescale = exp(max_logit - new_max)
+    step_sum = tl.sum(exp(log_similarity + (log_eps - new_max)[:, None]), 1)
     return rescale, new_max, denominator * rescale + step_sum
 
 
@@ -79,6 +82,7 @@ def forward_kernel(
     tile_lists += block.to(tl.int64) * list_capacity
     query = block % blocks_per_image * QUERIES + tl.arange(0, QUERIES)
     y, x = pixel_yx(query, tile_columns)
+    float_y, float_x = y.to(tl.float32), x.to(tl.float32)
     query_sq_norm = tl.load(sq_norm + image * tiles * 64 + query)[:, None]
     dim = tl.arange(0, BLOCK_D)
     query_features = features + query.to(tl.int64)[:, None] * packed_dims + dim[None, :]
@@ -93,9 +97,9 @@ def forward_kernel(
     total = tl.zeros([QUERIES, SLICE_C], tl.float32)
     for i in range(tl.load(list_lengths + block) * (64 // KEYS)):
         # 2. Scores of the next KEYS keys.
-        first_key = tl.load(tile_lists + i // (64 // KEYS)) * 64 + i % (64 // KEYS) * KEYS
-        key_y, key_x = pixel_yx(first_key + lane, tile_columns)
-        first_key = first_key.to(tl.int64)
+        tile, part = tl.load(tile_lists + i // (64 // KEYS)), i % (64 // KEYS)
+        key_y, key_x = step_yx(tile, part, lane, tile_columns, KEYS)
+        first_key = tile.to(tl.int64) * 64 + part * KEYS
         dot_product = scores(
             query_features,
             first_block_of_queries,
@@ -107,13 +111,13 @@ def forward_kernel(
         )
 
         # 3. Weights relative to the query's own.
-        distance2 = squared_distances(y, x, key_y, key_x)
+        distance2 = squared_distances(float_y, float_x, key_y, key_x)
         log_similarity, log_weight = log_weights(
             dot_product, query_sq_norm, distance2, scale, inv_two_sigma_sq
         )
         visible = ((key_y < height) & (key_x < width))[None, :]
         if WINDOW:
-            visible = visible & in_window(y, x, key_y, key_x, radius)
+            visible = visible & in_window(float_y, float_x, key_y, key_x, radius)
         log_similarity, log_weight = mask_logits(visible, log_similarity, log_weight)
 
         # 4. Online softmax, and the product with the values.
@@ -121,18 +125,16 @@ def forward_kernel(
             log_weight, log_similarity, log_eps, max_logit, denominator, HAS_EPS
         )
         value = tl.load(key_values + first_key * packed_channels)
-        total = tl.dot(
-            weight.to(value.dtype), value, total * rescale[:, None], input_precision=INPUT_PRECISION
-        )
+        total = add_dot(total * rescale[:, None], weight.to(value.dtype), value, INPUT_PRECISION)
 
     if HAS_EPS:
         # 5. Far tiles: they count in T only.
         near = tl.load(list_lengths + block)
         tile_lists += near
         for i in range(tl.load(list_lengths + tl.num_programs(0) + block) * (64 // KEYS)):
-            first_key = tl.load(tile_lists + i // (64 // KEYS)) * 64 + i % (64 // KEYS) * KEYS
-            key_y, key_x = pixel_yx(first_key + lane, tile_columns)
-            first_key = first_key.to(tl.int64)
+            tile, part = tl.load(tile_lists + i // (64 // KEYS)), i % (64 // KEYS)
+            key_y, key_x = step_yx(tile, part, lane, tile_columns, KEYS)
+            first_key = tile.to(tl.int64) * 64 + part * KEYS
             dot_product = scores(
                 query_features,
                 first_block_of_queries,
@@ -145,7 +147,7 @@ def forward_kernel(
             log_similarity = (dot_product - query_sq_norm) * scale
             visible = ((key_y < height) & (key_x < width))[None, :]
             if WINDOW:
-                visible = visible & in_window(y, x, key_y, key_x, radius)
+                visible = visible & in_window(float_y, float_x, key_y, key_x, radius)
             log_similarity = tl.where(visible, log_similarity, float("-inf"))
             rescale, max_logit, denominator = _add_to_guard(
                 log_similarity, log_eps, max_logit, denominator

@@ -364,27 +364,40 @@ def refine_kernel(
     axis = tl.arange(0, _AXES)[None, :]
     factor = tl.where(axis < _AXES - 1, scale, tl.abs(scale)) * _LOG2_E
     own_axes = round_to_tf32(tl.load(axes + own[:, None] * _AXES + axis) * factor)
-    own_key_bound = (tl.load(key_log_bound + own) * _LOG2_E)[:, None]
-    own_query_bound = (tl.load(query_log_bound + own) * _LOG2_E)[:, None]
+    own_query_bound = tl.load(query_log_bound + own) * _LOG2_E
+    if SYMMETRIC:
+        own_key_bound = tl.load(key_log_bound + own) * _LOG2_E
+        excess = own_query_bound - own_key_bound
+        excess = tl.where(own_key_bound == float("-inf"), 0, excess)[:, None]
     if HAS_EPS:
         # R = eps exp(s) / D may add up to max(1, S / 4) times the budget, S = |scale| |f|^2.
         own_size = tl.abs(scale) * tl.load(sq_norm + own)[:, None]
         tolerated = tl.minimum(tl.maximum(own_size / 4, 1), 1e30)
         own_log_eps = log_eps * _LOG2_E - tl.log2(tolerated)
 
-    # 2. Per candidate: the largest sum over its keys that a query has.
+    # 2. Per candidate: the largest sum over its keys that a query has. All but the scores goes into
+    # the accumulator that the product starts with. In backward both directions share it:
+    # max(q_b + k_a, k_b + q_a) = k_b + k_a + max(q_b - k_b, q_a - k_a), q and k being the bounds.
     length = tl.load(candidate_lengths + block)
     for i in range(length):
         tile = tl.load(candidates + i)
         pixel = tile * 64 + lane
-        other_axes = round_to_tf32(tl.load(axes + pixel[:, None] * _AXES + axis))
-        score = tl.dot(own_axes, tl.trans(other_axes), input_precision=INPUT_PRECISION)
-        other_key_bound = (tl.load(key_log_bound + pixel) * _LOG2_E)[None, :]
-        bound = score + own_query_bound + other_key_bound
-        if SYMMETRIC:
-            other_query_bound = (tl.load(query_log_bound + pixel) * _LOG2_E)[None, :]
-            bound = tl.maximum(bound, score + own_key_bound + other_query_bound)
+        # One bound for all keys: those outside the image have a score of 0 and count as well.
+        other_key_bound = tl.load(key_log_bound + tile * 64) * _LOG2_E
+        own_bound = own_key_bound if SYMMETRIC else own_query_bound
         tile_y, tile_x = tile // tile_columns * 8 - origin_y, tile % tile_columns * 8 - origin_x
+        dy = scaled_y[:, None] - (lane_y + tile_y.to(tl.float32) * unit)[None, :]
+        dx = scaled_x[:, None] - (lane_x + tile_x.to(tl.float32) * unit)[None, :]
+        bound = tl.broadcast_to((own_bound + other_key_bound)[:, None], [QUERIES, 64])
+        if not HAS_EPS:
+            bound = bound - dx * dx - dy * dy
+        other_axes = tl.load(axes + pixel[:, None] * _AXES + axis)
+        bound = tl.dot(own_axes, tl.trans(other_axes), bound, input_precision=INPUT_PRECISION)
+        if SYMMETRIC:
+            # A maximum of one number: without it, each thread would load the bounds of its pairs.
+            other_query_bound = tl.max(tl.load(query_log_bound + pixel[:, None]), 1) * _LOG2_E
+            other_excess = other_query_bound - other_key_bound
+            bound += tl.maximum(excess, other_excess[None, :])
         if WINDOW:
             visible = in_window(
                 own_y - origin_y, own_x - origin_x, tile_y + lane // 8, tile_x + lane % 8, radius
@@ -392,9 +405,8 @@ def refine_kernel(
             bound = tl.where(visible, bound, float("-inf"))
         if HAS_EPS:
             tl.store(guard_sums + i, largest_sum(bound + own_log_eps))
-        dy = scaled_y[:, None] - (lane_y + tile_y.to(tl.float32) * unit)[None, :]
-        dx = scaled_x[:, None] - (lane_x + tile_x.to(tl.float32) * unit)[None, :]
-        tl.store(weight_sums + i, largest_sum(bound - dy * dy - dx * dx))
+            bound = bound - dx * dx - dy * dy
+        tl.store(weight_sums + i, largest_sum(bound))
     tl.debug_barrier()  # the sums are read by other threads than wrote them
 
     # 3. Skip the smallest sums, as many as the budget allows.

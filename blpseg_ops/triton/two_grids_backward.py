@@ -14,6 +14,7 @@ import triton
 import triton.language as tl
 
 from blpseg_ops.triton.lam_math import (
+    add_dot,
     dot_products,
     pixel_yx,
     probability,
@@ -148,9 +149,7 @@ def two_grids_queries_kernel(
         feature = tl.load(features_slice + first_key * packed_dims)
         if HAS_GRAD_UNIT:
             grad_score *= unit
-        total = tl.dot(
-            grad_score.to(feature.dtype), feature, total, input_precision=INPUT_PRECISION
-        )
+        total = add_dot(total, grad_score.to(feature.dtype), feature, INPUT_PRECISION)
 
     # 4. Store.
     inside = (y < query_height) & (x < query_width)
@@ -304,19 +303,17 @@ def two_grids_keys_kernel(
             if HAS_GRAD_UNIT:
                 grad_score *= unit
             query_features = tl.load(queries_slice + first * packed_dims)
-            total_features = tl.dot(
+            total_features = add_dot(
+                total_features,
                 grad_score.to(query_features.dtype),
                 query_features,
-                total_features,
-                input_precision=INPUT_PRECISION,
+                INPUT_PRECISION,
             )
         else:
             prob = probability(log_weight, query_log_denominator)
         if VALUES:
             grad = tl.load(grad_slice + first * packed_channels)
-            total_values = tl.dot(
-                prob.to(grad.dtype), grad, total_values, input_precision=INPUT_PRECISION
-            )
+            total_values = add_dot(total_values, prob.to(grad.dtype), grad, INPUT_PRECISION)
 
     # 5. Add to what the bands before have left.
     inside = ((key_y < key_height) & (key_x < key_width))[:, None]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from blpseg_ops.triton.lam_math import pixel_yx, scores, update_softmax
+from blpseg_ops.triton.lam_math import add_dot, pixel_yx, scores, update_softmax
 from blpseg_ops.triton.two_grids_math import pair_logits
 
 _LOWEST = tl.constexpr(-1e30)  # the running maximum's start: below any finite logit
@@ -107,9 +107,7 @@ def two_grids_forward_kernel(
             log_weight, log_similarity, log_eps, max_logit, denominator, HAS_EPS
         )
         value = tl.load(key_values + first_key * packed_channels)
-        total = tl.dot(
-            weight.to(value.dtype), value, total * rescale[:, None], input_precision=INPUT_PRECISION
-        )
+        total = add_dot(total * rescale[:, None], weight.to(value.dtype), value, INPUT_PRECISION)
 
     # 4. Normalize and store.
     inside = (y < query_height) & (x < query_width)

@@ -64,7 +64,8 @@ _FLOAT_ARRAYS |= {
     "axes",
 }
 _FLOAT_ARRAYS |= {
-    "mean_value",
+    "value_sums",
+    "grad_sums",
     "mean_grad",
     "skipped_sum",
     "grad_unit",
