@@ -56,6 +56,7 @@ class Backbone(nn.Module):
                     f"BLPSeg: backbone must take images of any size, {name!r} takes {size} only; "
                     "choose another one, such as vit_small_patch14_dinov2"
                 )
+            _freeze_unused(body, multiple)
         channels = body.feature_info.channels()
         self.body = body
         self.levels = levels
@@ -115,3 +116,18 @@ def _takes(body: nn.Module, size: tuple[int, int]) -> bool:
     finally:
         body.train()
     return True
+
+
+@torch.enable_grad()
+def _freeze_unused(body: nn.Module, side: int) -> None:
+    """Freeze parameters that no feature depends on: DistributedDataParallel refuses them.
+
+    One is EfficientViM's weight of each classifier.
+    """
+    parameters = [p for p in body.parameters() if p.requires_grad]
+    image = parameters[0].new_zeros(1, 3, 2 * side, 2 * side)
+    total = torch.stack([level.sum() for level in body.eval()(image)]).sum()
+    body.train()
+    gradients = torch.autograd.grad(total, parameters, allow_unused=True)
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        parameter.requires_grad_(gradient is not None)

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from blpseg import BLPSeg
+from blpseg.backbone import Backbone
 from blpseg.model import PyramidPooling, UPerNetDecoder
 
 SMALL = {"pretrained": False, "width": 16, "embedding_dim": 8}
@@ -103,6 +104,21 @@ def test_the_baseline_on_a_vit() -> None:
     model = BLPSeg(3, "test_vit", lam=False, **SMALL).eval()
     with torch.no_grad():
         assert model.logits(torch.rand(1, 3, 33, 46))[0].shape == (1, 3, 9, 12)
+
+
+@pytest.mark.parametrize(
+    ("name", "frozen"),
+    [("efficientvim_m1", ["body.model.weights"]), ("xcit_nano_12_p8_224", [])],
+)
+def test_parameters_that_no_feature_needs_are_frozen(name: str, frozen: list[str]) -> None:
+    """DistributedDataParallel waits for a gradient of every other parameter."""
+    backbone = Backbone(name, pretrained=False)
+    levels = backbone(torch.rand(2, 3, 64, 128))
+    assert levels[0].shape[2:] == (64 // backbone.stride, 128 // backbone.stride)
+    sum(level.sum() for level in levels).backward()
+    parameters = dict(backbone.named_parameters())
+    assert [name for name, p in parameters.items() if not p.requires_grad] == frozen
+    assert [name for name, p in parameters.items() if p.grad is None] == frozen
 
 
 def test_what_cannot_work_is_refused() -> None:
