@@ -100,11 +100,11 @@ void accumulate(const A* a, int64_t pitch, int64_t channels, const int32_t* inde
   for (int r = 0; r < count; r += kRun) {
     const int run = count - r < kRun ? count - r : kRun;
     const A* weight = weights + r * kTile;
-    int64_t c = 0;
-    for (; c + kRowsAcross <= channels; c += kRowsAcross)
+    const int rest = int(channels % kRowsAcross);
+    for (int64_t c = 0; c < channels - rest; c += kRowsAcross)
       accumulate_block<A, kRowsAcross>(a + c * pitch, pitch, index + r, run, weight,
                                        out + c * kTile);
-    for (; c < channels; ++c)
+    for (int64_t c = channels - rest; c < channels; ++c)
       accumulate_block<A, 1>(a + c * pitch, pitch, index + r, run, weight, out + c * kTile);
   }
 }
