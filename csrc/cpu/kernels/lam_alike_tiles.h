@@ -22,7 +22,20 @@ template <typename A>
 struct ErrorBudget {
   A allowed[kTile];        // the error that may still be made, in tolerances
   A in_tolerances[kTile];  // 1 of the sums, in tolerances
+  A cost[kTile];           // the error that a tile of keys makes, in tolerances
+
+  void pay() {
+    for (int lane = 0; lane < kTile; ++lane) allowed[lane] -= cost[lane];
+  }
 };
+
+// exp of a score, bounded so that it is finite. Only the last level's is exact.
+template <bool exact, typename A>
+inline Vector<A> exp_of_score(Vector<A> score) {
+  const Vector<A> finite = smaller(score, broadcast(A(kLargestLog)));
+  if constexpr (exact) return exp<A>(finite);
+  return exp_roughly<A>(finite);
+}
 
 // Copies the pixels of alike tile `tile` from the image, and bounds them.
 template <typename A>
@@ -138,40 +151,39 @@ int64_t list_alike_tiles(const LamAlikeTiles<A>& alike, int64_t tile, const Quer
   return count;
 }
 
-// Charges the queries of a tile for the coordinates that `level` leaves out. sum: of the computed
-// exponentials of another tile's keys, per query. Returns 0; or, if the cost is more than is
-// allowed, charges nothing and returns the next level worth trying. The last level is exact.
+// Returns what `level` costs a vector of queries from `lane` on. sum: of the rough exponentials of
+// another tile's keys, per query.
 template <typename A>
-int charge(const LamAlikeTiles<A>& alike, int64_t other, int64_t tile, int level, const A* sum,
-           ErrorBudget<A>& budget) {
-  constexpr int width = kWidth<A>;
-  if (level == alike.levels - 1) return 0;
-  alignas(64) A error[kTile];
-  bool fits = true, next_fits = true;
-  for (int lane = 0; lane < kTile; lane += width) {
-    const Vector<A> total = load(sum + lane), allowed = load(budget.allowed + lane);
-    // exp(s + e) differs from exp(s) by at most exp(s) |e| exp(|e|). Beyond |e| = kHeadroom that
-    // says little, and exp(s) may have been rounded to 0.
-    const auto cost_at = [&](int at) {
-      const A max_rest = alike.max_rest[other * kLevels + at];
-      const Vector<A> change = load(alike.rest + (tile * kLevels + at) * kTile + lane) * max_rest;
-      const Vector<A> relative =
-          change * exp<A>(smaller(change, broadcast(A(kHeadroom)))) + max_rest * alike.rest_cost;
-      const Vector<A> cost = total * relative * load(budget.in_tolerances + lane);
-      return change > A(kHeadroom) ? broadcast(A(__builtin_inf())) : cost;
-    };
-    const Vector<A> cost = cost_at(level);
-    store<A>(error + lane, cost);
-    fits = fits && !any_above(cost, allowed) && !any_above(total, broadcast(A(1e20)));
-    if (!fits) next_fits = next_fits && !any_above(cost_at(level + 1), allowed);
-  }
-  if (!fits) return level + 2 < alike.levels && !next_fits ? level + 2 : level + 1;
-  for (int lane = 0; lane < kTile; ++lane) budget.allowed[lane] -= error[lane];
-  return 0;
+Vector<A> cost_of(const LamAlikeTiles<A>& alike, int64_t other, int64_t tile, int level, int lane,
+                  Vector<A> sum, const ErrorBudget<A>& budget) {
+  // exp(s + e) differs from exp(s) by at most exp(s) |e| exp(|e|). Beyond |e| = kHeadroom that says
+  // little, and exp(s) may have been rounded to 0.
+  const A max_rest = alike.max_rest[other * kLevels + level];
+  const Vector<A> change = load(alike.rest + (tile * kLevels + level) * kTile + lane) * max_rest;
+  const Vector<A> relative = change * exp<A>(smaller(change, broadcast(A(kHeadroom)))) +
+                             (max_rest * alike.rest_cost + A(kRoughError));
+  const Vector<A> cost = sum * relative * (load(budget.in_tolerances + lane) * A(1 + kRoughError));
+  return change > A(kHeadroom) ? broadcast(A(__builtin_inf())) : cost;
 }
 
-// Calls add(other, level, keys) for the keys of all tiles that are not skipped. It returns what
-// charge() does; if that is a level, it is called again with it.
+// Writes to budget.cost what `level` costs. Returns 0; or, if the cost is more than is allowed, the
+// next level worth trying. The last level costs nothing.
+template <typename A>
+int find_cost(const LamAlikeTiles<A>& alike, int64_t other, int64_t tile, int level, int lane,
+              Vector<A> sum, ErrorBudget<A>& budget) {
+  const bool exact = level == alike.levels - 1;
+  const Vector<A> cost =
+      exact ? Vector<A>{} : cost_of(alike, other, tile, level, lane, sum, budget);
+  store<A>(budget.cost + lane, cost);
+  const Vector<A> allowed = load(budget.allowed + lane);
+  if (exact || !(any_above(cost, allowed) || any_above(sum, broadcast(A(1e20))))) return 0;
+  if (level + 2 == alike.levels) return level + 1;
+  return any_above(cost_of(alike, other, tile, level + 1, lane, sum, budget), allowed) ? level + 2
+                                                                                       : level + 1;
+}
+
+// Calls add(other, level, keys) for the keys of all tiles that are not skipped. It returns 0, or
+// the level that it is to be called again with.
 template <bool both, typename A, typename Add>
 void visit_alike_tiles(const LamAlikeTiles<A>& alike, A scale, int64_t tile,
                        const LamScratch<A>& scratch, ErrorBudget<A>& budget, const Add& add) {

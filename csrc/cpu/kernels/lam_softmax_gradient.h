@@ -12,15 +12,16 @@
 namespace blpseg::BLPSEG_CAPABILITY {
 
 // Turns the products of the listed keys a with the queries c of a tile into
-// -(R_ac delta_c + R_ca delta_a), in place. sum: the terms' sizes, added; total: the terms, added.
-template <typename A>
-void differentiate_softmax(const LamAlikeTiles<A>& alike, A scale, int64_t other, int64_t tile,
-                           const KeyList& keys, A* pairs, A* sum, A* total) {
+// -(R_ac delta_c + R_ca delta_a), in place, and adds them up in `total`. Returns 0, or, as soon as
+// the cost is more than is allowed for a query, the next level worth trying.
+template <bool exact, typename A>
+int differentiate_softmax(const LamAlikeTiles<A>& alike, A scale, int64_t other, int64_t tile,
+                          int level, const KeyList& keys, A* pairs, ErrorBudget<A>& budget,
+                          A* total) {
   constexpr int width = kWidth<A>;
   const A* key = alike.key_bias + other * kTile;
   const A* query = alike.query_bias + other * kTile;
   const A* sign = alike.sign + other * kTile;
-  const Vector<A> most = broadcast(A(kLargestLog));
   for (int lane = 0; lane < kTile; lane += width) {
     const Vector<A> own_key = load(alike.key_bias + tile * kTile + lane);
     const Vector<A> own_query = load(alike.query_bias + tile * kTile + lane);
@@ -29,16 +30,18 @@ void differentiate_softmax(const LamAlikeTiles<A>& alike, A scale, int64_t other
     for (int r = 0; r < keys.count; ++r) {
       const int a = keys.index[r];
       const Vector<A> score = scale * load(pairs + r * kTile + lane);
-      const Vector<A> in = exp<A>(smaller(score + (own_query + key[a]), most));
-      const Vector<A> out = exp<A>(smaller(score + (own_key + query[a]), most));
+      const Vector<A> in = exp_of_score<exact, A>(score + (own_query + key[a]));
+      const Vector<A> out = exp_of_score<exact, A>(score + (own_key + query[a]));
       const Vector<A> term = -(own_sign * in + sign[a] * out);
       store<A>(pairs + r * kTile + lane, term);
       sizes += in + out;
       terms += term;
     }
-    store<A>(sum + lane, sizes);
     store<A>(total + lane, terms);
+    const int next = find_cost(alike, other, tile, level, lane, sizes, budget);
+    if (next) return next;
   }
+  return 0;
 }
 
 // Writes the sums of a tile of alike pixels to each pixel's place in the image.
@@ -50,7 +53,7 @@ void differentiate_alike_tile(const LamImage<A>& image, const LamParams<A>& para
   A* grad_x = scratch.coordinates;
   for (int64_t i = 0; i < rank * kTile; ++i) grad_x[i] = 0;
   alignas(64) A total[kTile] = {};
-  alignas(64) A sum[kTile], tile_total[kTile];
+  alignas(64) A tile_total[kTile];
   alignas(64) A pairs[(kTile + kRowsAcross) * kTile];
   alignas(64) ErrorBudget<A> budget;
   for (int lane = 0; lane < kTile; ++lane)
@@ -62,9 +65,12 @@ void differentiate_alike_tile(const LamImage<A>& image, const LamParams<A>& para
         const A* x = alike.x + other * rank * kTile;
         const int64_t coordinates = alike.level_rank[level];
         dot(x, alike.x + tile * rank * kTile, coordinates, keys, pairs);
-        differentiate_softmax(alike, params.scale, other, tile, keys, pairs, sum, tile_total);
-        const int next = charge(alike, other, tile, level, sum, budget);
+        const auto differentiate = level == alike.levels - 1 ? differentiate_softmax<true, A>
+                                                             : differentiate_softmax<false, A>;
+        const int next =
+            differentiate(alike, params.scale, other, tile, level, keys, pairs, budget, tile_total);
         if (next) return next;
+        budget.pay();
         accumulate(x, kTile, coordinates, keys.index, keys.count, pairs, grad_x);
         for (int lane = 0; lane < kTile; ++lane) total[lane] += tile_total[lane];
         return 0;

@@ -47,6 +47,29 @@ struct SoftmaxSums {
   ErrorBudget<A> budget;  // in_tolerances: exp(base) / tolerance
 };
 
+// Adds the listed keys' exp(score - base) for each query, in sum. Returns 0, or, as soon as the
+// cost is more than is allowed for a query, the next level worth trying.
+template <bool exact, typename A>
+int exponentiate_scores(const LamAlikeTiles<A>& alike, A scale, int64_t other, int64_t tile,
+                        int level, const KeyList& keys, const A* scores, SoftmaxSums<A>& sums,
+                        A* sum) {
+  const A* key_bias = alike.key_bias + other * kTile;
+  for (int lane = 0; lane < kTile; lane += kWidth<A>) {
+    const Vector<A> bias = load(alike.query_bias + tile * kTile + lane);
+    const Vector<A> base = load(sums.base + lane);
+    Vector<A> total = {};
+    for (int r = 0; r < keys.count; ++r) {
+      const Vector<A> score =
+          scale * load(scores + r * kTile + lane) + (bias + key_bias[keys.index[r]]);
+      total += exp_of_score<exact, A>(score - base);
+    }
+    store<A>(sum + lane, total);
+    const int next = find_cost(alike, other, tile, level, lane, total, sums.budget);
+    if (next) return next;
+  }
+  return 0;
+}
+
 // Adds the exponentials of the listed keys' scores, made of the coordinates of `level`. Returns 0,
 // or, if leaving out the others may cost more than is allowed, adds nothing and returns the next
 // level worth trying. The last level is exact.
@@ -84,19 +107,12 @@ int add_exponentials(const LamAlikeTiles<A>& alike, const LamParams<A>& params, 
   }
 
   alignas(64) A sum[kTile];
-  for (int lane = 0; lane < kTile; lane += width) {
-    const Vector<A> bias = load(query_bias + lane), base = load(sums.base + lane);
-    Vector<A> total = {};
-    for (int r = 0; r < keys.count; ++r) {
-      const Vector<A> score =
-          params.scale * load(scores + r * kTile + lane) + (bias + key_bias[keys.index[r]]);
-      total += exp<A>(smaller(score - base, broadcast(A(kLargestLog))));
-    }
-    store<A>(sum + lane, total);
-  }
-  const int next = charge(alike, other, tile, level, sum, sums.budget);
-  for (int lane = 0; lane < kTile && !next; ++lane) sums.sum[lane] += sum[lane];
-  return next;
+  const auto exponentiate = exact ? exponentiate_scores<true, A> : exponentiate_scores<false, A>;
+  const int next = exponentiate(alike, params.scale, other, tile, level, keys, scores, sums, sum);
+  if (next) return next;
+  sums.budget.pay();
+  for (int lane = 0; lane < kTile; ++lane) sums.sum[lane] += sum[lane];
+  return 0;
 }
 
 // Writes T_b / w_bb of a tile of alike pixels to each pixel's place in the image.

@@ -215,6 +215,25 @@ inline Vector<A> exp(Vector<A> x) {
   return x < S::kLowest ? Vector<A>{} : mantissa * (Vector<A>)exponent;
 }
 
+constexpr double kRoughError = 1e-4;
+
+// exp with a relative error below kRoughError, in 2/3 of exp's instructions; 0 below the normal
+// numbers. x must be finite or -infinity, and exp(x) finite.
+template <typename A>
+inline Vector<A> exp_roughly(Vector<A> x) {
+  using S = Simd<A>;
+  using Words = typename S::Words;
+  const Vector<A> power = x * A(1.4426950408889634);
+  const Vector<A> shifted = power + S::kRound;
+  const Vector<A> f = power - (shifted - S::kRound);
+  // 2^f for |f| <= 1/2, with the smallest relative error that 4 terms allow: 7.5e-5.
+  const Vector<A> mantissa =
+      ((f * A(0.05517167) + A(0.24261112)) * f + A(0.69326099)) * f + A(0.99992807);
+  // The low bits of `shifted` hold n; added to the exponent they multiply by 2^n.
+  const Words bits = (Words)mantissa + ((Words)shifted << S::kMantissa);
+  return x < S::kLowest ? Vector<A>{} : (Vector<A>)bits;
+}
+
 // log of a number >= 0, to the last place or two; -inf for 0; NaN for NaN. What is smaller than the
 // normal numbers counts as 0.
 template <typename A>
