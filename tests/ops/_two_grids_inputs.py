@@ -129,21 +129,24 @@ class ErrorBudget(_lam_inputs.ErrorBudget):
         truth, scale = self.expected, abs(wide.scale)
         sizes = replace(wide, values=wide.values.abs(), grad_output=wide.grad_output.abs())
         terms = run_fallback(sizes)
+        # With eps > 0 all weights may vanish. What is skipped is small beside means of the image.
+        means = terms.output.maximum(sizes.values.mean((1, 2, 3), keepdim=True))
+        key_sums = terms.grad_values.maximum(sizes.grad_output.mean((1, 2, 3), keepdim=True))
         output = truth.output.abs()
         # Sums of |ds_ab| of each query and of each key.
-        of_query = (sizes.grad_output * (terms.output + output)).sum(1)
+        of_query = (sizes.grad_output * (means + output)).sum(1)
         largest_output = output.amax((2, 3), keepdim=True)
-        of_key = (terms.grad_values * (sizes.values + largest_output)).sum(1)
+        of_key = (key_sums * (sizes.values + largest_output)).sum(1)
         reach = math.inf if wide.radius is None else wide.radius
         sq_distance = sum(min(side, reach) ** 2 for side in wide.features.shape[2:])
         return {
-            "output": _largest(terms.output),
+            "output": _largest(means),
             "log_denominator": truth.log_denominator.abs()
             .amax((1, 2), keepdim=True)
             .clamp(min=max(1.0, self._max_score(wide))),
             "grad_queries": scale * _largest(wide.features) * _largest(of_query[:, None]),
             "grad_features": scale * _largest(wide.queries) * _largest(of_key[:, None]),
-            "grad_values": _largest(terms.grad_values),
+            "grad_values": _largest(key_sums),
             "grad_inv_two_sigma_sq": sq_distance * of_query.sum((1, 2)),
         }
 
