@@ -3,8 +3,9 @@
 ``python -m benchmarks.report benchmarks/results/cpu.json`` fills README.md, docs/performance.md
 and benchmarks/results/goals.md; ``demo.json`` fills README.md and docs/ablation.md;
 ``two-grids.json`` fills docs/performance.md; ``interactive.json``, ``segmenter-init.json`` and
-``next-stroke.json`` fill docs/segmenter.md; ``query-stride.json`` fills docs/evaluation.md. Each
-report fills its place, from ``<!-- NAME:begin -->`` to ``<!-- NAME:end -->``; all other text stays.
+``next-stroke.json`` fill docs/segmenter.md; ``query-stride.json`` and ``query-stride-2.json`` fill
+docs/evaluation.md. Each report fills its place, from ``<!-- NAME:begin -->`` to
+``<!-- NAME:end -->``; all other text stays.
 With ``--check`` nothing is written, and the command fails if a table differs from the result file.
 """
 
@@ -70,6 +71,7 @@ PAGES: dict[str, dict[str, dict[str, Report]]] = {
     "segmenter-init.json": {"docs/segmenter.md": {"starts": report_interactive.starts}},
     "next-stroke.json": {"docs/segmenter.md": {"next-stroke": report_interactive.next_stroke}},
     "query-stride.json": {"docs/evaluation.md": {"query-stride": report_query_stride.report}},
+    "query-stride-2.json": {"docs/evaluation.md": {"query-stride-2": report_query_stride.report}},
 }
 
 
