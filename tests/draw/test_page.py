@@ -6,9 +6,11 @@ import errno
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -264,6 +266,28 @@ def test_export(program: Running, open_tab: Open, root: Path) -> None:
         "segmenter.pt",
     ]
     assert len([*(place / "label_maps").iterdir()]) == 3
+
+
+def test_an_export_that_ends_before_its_request_is_answered(
+    program: Running, open_tab: Open, root: Path
+) -> None:
+    me = open_tab(program.address)
+    draw_two(me)
+    me.segmented()
+
+    def answer_late(route: Any) -> None:
+        answer = route.fetch()
+        while not (root / "exports").exists():
+            time.sleep(0.05)
+        time.sleep(1)  # the event of the end reaches the page
+        route.fulfill(response=answer)
+
+    me.page.route("**/api/export", answer_late)
+    me.page.locator("#export-button").click()
+    with me.page.expect_response("**/api/export"):
+        me.page.locator("#export-start").click()
+    me.page.wait_for_timeout(500)  # the page has read the answer
+    assert me.page.locator("#export-result").is_visible()
 
 
 def test_keys_and_zoom(program: Running, open_tab: Open, root: Path) -> None:

@@ -45,13 +45,14 @@ export class ExportDialog {
   async #run() {
     const kinds = [...this.#kinds.querySelectorAll(":checked")].map((input) => input.value);
     if (!kinds.length) return this.#say("Choose what to export.", true);
-    this.#result.hidden = true;
+    // Before the request: events of the export may arrive earlier than its answer.
+    this.#busy(true);
+    this.#progress.firstElementChild.value = 0;
+    this.#progress.lastElementChild.textContent = "Starting …";
     try {
       await post("export", { kinds });
-      this.#busy(true);
-      this.#progress.firstElementChild.value = 0;
-      this.#progress.lastElementChild.textContent = "Starting …";
     } catch (problem) {
+      this.#busy(false);
       this.#say(problem.message, true);
     }
   }
