@@ -25,10 +25,10 @@ Layout = Callable[[Tensor], Tensor]
 # About one tile of 8 x 8 pixels, one row, one column; the last two have more than 4 tiles.
 LAM_SIZES = ((1, 1), (1, 7), (11, 1), (2, 3), (8, 8), (7, 9), (9, 12), (1, 260), (17, 17))
 LOW = ((1, 1), (1, 5), (6, 1), (3, 4), (7, 9), (8, 16))
+HIGH = (*LOW, (12, 16), (13, 31), (2, 40), (33, 1), (32, 64))
 QUERY_SIZES = ((1, 1), (1, 5), (6, 1), (4, 16), (9, 7), (5, 33), (36, 17), (40, 21))
 # The smallest one is clamped, infinity means no Gaussian. 1 / (2 sigma^2) is exact in float32.
 SIGMAS = (1e-12, 0.25, 1.0, 8.0, 2.0**13, math.inf)
-HIGH = (*LOW, (12, 16), (13, 31), (2, 40), (33, 1), (32, 64))
 
 
 def draw_tensor(rng: Random, *shape: int) -> Tensor:
