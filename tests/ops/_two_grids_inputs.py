@@ -129,7 +129,7 @@ class ErrorBudget(_lam_inputs.ErrorBudget):
         truth, scale = self.expected, abs(wide.scale)
         sizes = replace(wide, values=wide.values.abs(), grad_output=wide.grad_output.abs())
         terms = run_fallback(sizes)
-        # With eps > 0 all weights may vanish. Skipped terms are small compared with the image's means.
+        # With eps > 0 all weights may vanish. Skipped terms are small beside the image's means.
         means = terms.output.maximum(sizes.values.mean((1, 2, 3), keepdim=True))
         key_sums = terms.grad_values.maximum(sizes.grad_output.mean((1, 2, 3), keepdim=True))
         output = truth.output.abs()
